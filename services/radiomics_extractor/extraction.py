@@ -1,0 +1,115 @@
+"""pyradiomics on one crop, with nothing between: the same values as its own command line on the stored crop.
+
+The text of the parameter file travels in the bundle, since it is part of what a feature's value means. The list of
+names is found by running the file once on a small probe, so that an installed pyradiomics that would answer with
+another set is caught at start and not in the middle of a sweep.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import radiomics
+import SimpleITK as sitk
+from radiomics.featureextractor import RadiomicsFeatureExtractor
+
+from shared.fracture.ids import digest, sha256_hex
+from shared.fracture.protocol import HcrProtocol
+from shared.fracture.volume import Geometry, Mask, Volume, to_sitk
+
+PARAMETER_FILE: Final = Path(__file__).with_name("pyradiomics.yaml")
+FEATURE_LIST_FILE: Final = Path(__file__).with_name("hcr_features.txt")
+
+_SILENT = logging.CRITICAL + 10
+
+
+class ExtractionError(ValueError):
+    """The features of this crop cannot be had: an unusable region of interest, or values that are not finite."""
+
+
+class ParameterError(ValueError):
+    """The parameter file is not one that this extractor may run: invalid, or it would cut the crop again."""
+
+
+def default_parameters() -> str:
+    """The text of the parameter file that is shipped: 1,648 features."""
+    return PARAMETER_FILE.read_text(encoding="utf-8")
+
+
+def frozen_feature_names() -> tuple[str, ...]:
+    """The shipped list of the names that `default_parameters` yields, in pyradiomics' order."""
+    return tuple(FEATURE_LIST_FILE.read_text(encoding="utf-8").split())
+
+
+def extract(image: Volume, mask: Mask, *, parameters: str) -> dict[str, float]:
+    """The features of one crop, named and ordered as pyradiomics prints them (diagnostics left out).
+
+    `image` int16 HU and `mask` 0/1 on one grid, `parameters` the text of a pyradiomics parameter file. Raises
+    ExtractionError (the region is unusable, a value is not finite) and ParameterError.
+    """
+    if not image.geometry.same_grid(mask.geometry):
+        raise ExtractionError("image and mask are on different grids; crop them together")
+    if not mask.voxels.any():
+        raise ExtractionError("the mask of the crop is empty")
+    extractor = _extractor(parameters)
+    try:
+        found: dict[str, Any] = extractor.execute(to_sitk(image), to_sitk(mask))
+    except ValueError as error:
+        raise ExtractionError(f"pyradiomics refuses the region of interest: {error}") from error
+    features = {name: float(value) for name, value in found.items()}
+    bad = [name for name, value in features.items() if not math.isfinite(value)]
+    if bad:
+        raise ExtractionError(f"{len(bad)} of {len(features)} features are not finite, the first is {bad[0]}")
+    return features
+
+
+@functools.lru_cache(maxsize=8)
+def feature_names(parameters: str) -> tuple[str, ...]:
+    """The names that the installed pyradiomics gives for a parameter file, in its order, from a run on a probe."""
+    edge = 20
+    rng = np.random.default_rng(1)
+    identity = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    geometry = Geometry(
+        shape_zyx=(edge, edge, edge), spacing_zyx=(1.0, 1.0, 1.0), origin_zyx=(0.0, 0.0, 0.0), direction_zyx=identity
+    )
+    inside = np.zeros(geometry.shape_zyx, dtype=np.uint8)
+    inside[6:14, 6:14, 6:14] = 1
+    image = Volume(voxels=rng.integers(-100, 600, geometry.shape_zyx).astype(np.int16), geometry=geometry)
+    return tuple(extract(image, Mask(voxels=inside, geometry=geometry), parameters=parameters))
+
+
+def hcr_protocol(*, parameters: str, crop_hash: str) -> HcrProtocol:
+    """What the features of these parameters on these crops are, with the installed pyradiomics."""
+    return HcrProtocol(
+        crop_hash=crop_hash,
+        pyradiomics_version=str(radiomics.__version__),
+        parameters_sha256=sha256_hex(parameters.encode()),
+        feature_names_sha256=digest(list(feature_names(parameters))),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _extractor(parameters: str) -> Any:
+    for name in ("radiomics", "pykwalify"):
+        logging.getLogger(name).setLevel(_SILENT)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "parameters.yaml"
+        path.write_text(parameters, encoding="utf-8")
+        try:
+            extractor = RadiomicsFeatureExtractor(str(path))
+        except Exception as error:  # pykwalify and ruamel raise classes of their own, without a common base
+            raise ParameterError(f"the pyradiomics parameter file is not valid: {error}") from error
+    if extractor.settings["resampledPixelSpacing"] is not None or extractor.settings["preCrop"]:
+        raise ParameterError(
+            "the parameter file sets resampledPixelSpacing or preCrop, which cut the crop again; remove them"
+        )
+    if extractor.settings["label"] != 1:
+        raise ParameterError("the mask of a crop is 1 inside; set label: 1 in the parameter file or leave it out")
+    extractor.addProvenance(False)
+    return extractor
