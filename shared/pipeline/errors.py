@@ -1,0 +1,53 @@
+"""Errors named by what happens next. The worker loop is the one place that interprets them.
+
+Which layer retries what: handlers never loop over a failing call themselves; they raise Retry, and the worker
+publishes the message again, later and at most `max_attempts` times. The broker and store clients retry a lost
+connection alone.
+"""
+
+from __future__ import annotations
+
+
+class FractureSweepError(Exception):
+    """An error with one clear sentence for the user; the command line prints it and exits with 2."""
+
+
+class Retry(Exception):
+    """The same message may succeed later: published again with attempt + 1, dead-lettered after the last attempt."""
+
+    def __init__(self, reason: str, *, after_seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.after_seconds = after_seconds
+
+
+class Reject(Exception):
+    """The input is refused for good: the terminal record is written with these reasons, first the leading one."""
+
+    def __init__(self, reason: str, *more: str) -> None:
+        super().__init__(reason)
+        self.reasons: tuple[str, ...] = (reason, *more)
+
+
+class OverBudget(Exception):
+    """A case used more time or memory than it may: dead-lettered with that reason, not tried again."""
+
+
+class BrokerUnavailable(FractureSweepError):
+    """The broker cannot be reached, or did not confirm in time."""
+
+
+class Unroutable(FractureSweepError):
+    """No queue is bound to the message's type: declared nothing, or a type that topology.py does not know."""
+
+
+class StoreUnavailable(FractureSweepError):
+    """The store cannot be reached or refuses the credentials."""
+
+
+class NotInStore(KeyError):
+    """No object lies under this key."""
+
+
+class StoreFull(Retry):
+    """The store has no room; the message is tried again later."""

@@ -1,0 +1,43 @@
+"""The store: objects written once under keys, read whole.
+
+Contract (tests/contract/test_store.py holds every implementation to it): a reader never sees half an object; of two
+writers of one key exactly one is told True; a key is lower-case letters, digits, `-`, `_`, `.` and `/`, without empty
+parts, `.` or `..`; `keys` lists in ascending order, page by page, without reading the objects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Protocol
+
+_KEY = re.compile(r"(?=.{1,512}\Z)[a-z0-9_-][a-z0-9._-]*(/[a-z0-9_-][a-z0-9._-]*)*\Z")
+
+
+def check_key(key: str) -> str:
+    """The key itself; ValueError where it breaks the contract's alphabet."""
+    if not _KEY.match(key):
+        raise ValueError(f"not a store key: {key!r}")
+    return key
+
+
+class Store(Protocol):
+    """Any place that keeps objects."""
+
+    def put(self, key: str, data: bytes) -> bool:
+        """Write an object unless the key is taken: True when written now, False when it was there already."""
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes; NotInStore where there is none."""
+
+    def exists(self, key: str) -> bool:
+        """Whether an object lies under the key."""
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """The keys that begin with the prefix, ascending."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens where there is none."""
+
+    def check(self) -> None:
+        """StoreUnavailable where the store cannot be used now, FractureSweepError where it can never be (no conditional put)."""

@@ -1,0 +1,139 @@
+"""Reads the state of studies and sweeps out of the store (the ledgers themselves are pure: shared.fracture.ledger)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from shared.fracture import keys
+from shared.fracture.ledger import CaseStatus, Ledger, Outcome, SeriesState, SeriesStatus, StudyState
+from shared.fracture.ledger import sweep_ledger as ledger_of
+from shared.fracture.records import (
+    Classified,
+    DeadLetterNote,
+    NotEvaluated,
+    PlannedSeries,
+    Rejection,
+    SeriesPlan,
+    StudyPlan,
+    SweepPlan,
+)
+from shared.pipeline.store import Store
+from shared.records.archive import find_record, newest, revisions
+
+_OUTCOMES: tuple[tuple[keys.Outcome, type[Classified | NotEvaluated | Rejection | DeadLetterNote]], ...] = (
+    ("classified", Classified),
+    ("not-evaluated", NotEvaluated),
+    ("rejected", Rejection),
+    ("dead-lettered", DeadLetterNote),
+)
+
+
+def case_outcome(store: Store, scope: str, case_id: str) -> Outcome | None:
+    """The terminal record of a case that counts, or None while it is pending."""
+    for kind, model in _OUTCOMES:
+        record = find_record(store, keys.outcome(kind, scope, case_id), model)
+        if record is not None:
+            return record
+    return None
+
+
+def series_status(store: Store, planned: PlannedSeries, scope: str) -> SeriesStatus:
+    """Where one series of a study's plan stands under a bundle."""
+    plans = revisions(store, keys.series_plans(planned.series_id), SeriesPlan)
+    plan = next((p for p in reversed(plans) if p.manifest_id == planned.manifest_id), None)
+    if planned.rejected:
+        plan = None
+    current = {case.case_id for case in plan.cases} if plan else set()
+    cases = [
+        CaseStatus(
+            case_id=case.case_id,
+            series_id=planned.series_id,
+            level=case.level,
+            outcome=case_outcome(store, scope, case.case_id),
+        )
+        for case in (plan.cases if plan else ())
+    ]
+    seen = set(current)
+    for older in plans:
+        for case in older.cases:
+            if case.case_id not in seen:
+                seen.add(case.case_id)
+                cases.append(
+                    CaseStatus(case_id=case.case_id, series_id=planned.series_id, level=case.level, superseded=True)
+                )
+    state: SeriesState
+    reasons: tuple[str, ...] = ()
+    rejection = find_record(store, keys.series_rejected(planned.series_id, planned.manifest_id), Rejection)
+    if plan is not None:
+        state = "planned"
+    elif rejection is not None:
+        state, reasons = "rejected", rejection.reasons
+    else:
+        key = keys.series_dead_lettered(scope, planned.series_id, planned.manifest_id)
+        note = find_record(store, key, DeadLetterNote)
+        state = "pending" if note is None else "dead-lettered"
+        reasons = () if note is None else (f"{note.kind} in {note.queue}: {note.reason}",)
+    return SeriesStatus(planned=planned, state=state, reasons=reasons, plan=plan, cases=tuple(cases))
+
+
+def study_state(store: Store, study_id: str, scope: str) -> StudyState | None:
+    """A study under a bundle as the store shows it now; None where it has no plan."""
+    plans = revisions(store, keys.study_plans(study_id), StudyPlan)
+    if not plans:
+        return None
+    plan = plans[-1]
+    now = {(series.series_id, series.manifest_id) for series in plan.series}
+    older = {(s.series_id, s.manifest_id) for p in plans[:-1] for s in p.series} - now
+    state = StudyState(
+        study_id=study_id,
+        scope=scope,
+        plan=plan,
+        series=tuple(series_status(store, series, scope) for series in plan.series),
+        superseded_manifests=tuple(sorted(older)),
+    )
+    written = store.exists(keys.report(study_id, state.report_id, "json"))
+    return StudyState(
+        study_id=study_id,
+        scope=scope,
+        plan=plan,
+        series=state.series,
+        superseded_manifests=state.superseded_manifests,
+        report_written=written,
+    )
+
+
+def sweep_plan(store: Store, sweep_id: str) -> SweepPlan | None:
+    """The newest plan of a sweep."""
+    return newest(store, keys.sweep_plans(sweep_id), SweepPlan)
+
+
+def sweep_states(
+    store: Store, plan: SweepPlan, *, progress: Callable[[], None] = lambda: None
+) -> dict[str, StudyState]:
+    """The state of every study of a sweep, by study id."""
+    states: dict[str, StudyState] = {}
+    for study_id in sorted({series.study_id for series in plan.series}):
+        state = study_state(store, study_id, plan.protocols.scope)
+        if state is not None:
+            states[study_id] = state
+        progress()
+    return states
+
+
+def sweep_ledger(store: Store, sweep_id: str) -> Ledger | None:
+    """The three ledgers of a sweep, exact at this moment; None where there is no such sweep."""
+    plan = sweep_plan(store, sweep_id)
+    if plan is None:
+        return None
+    references = [(s.study_id, s.series_id, s.manifest_id) for s in plan.series]
+    return ledger_of(sweep_id=sweep_id, references=references, states=sweep_states(store, plan), files=plan.files)
+
+
+def sweeps(store: Store) -> Iterable[str]:
+    """The ids of all sweeps of a store."""
+    seen: set[str] = set()
+    for key in store.keys(keys.SWEEPS):
+        sweep_id = key.removeprefix(keys.SWEEPS).split("/", 1)[0]
+        if sweep_id not in seen:
+            seen.add(sweep_id)
+            yield sweep_id
