@@ -178,7 +178,7 @@ def model_bytes(model: BaseModel) -> bytes:
 
 
 def hcr_features_bytes(names: tuple[str, ...]) -> bytes:
-    """The bytes of hcr_features.txt: each name and a line feed; its SHA-256 is `HcrProtocol.feature_names_sha256`."""
+    """The bytes of hcr_features.txt: each name and a line feed (`HcrProtocol.feature_names_sha256` is their digest)."""
     return "".join(name + "\n" for name in names).encode()
 
 
@@ -557,12 +557,17 @@ def _walk(message: Any) -> Iterator[Any]:
 
 def _check_protocols(bundle: Bundle) -> None:
     files, manifest = bundle.manifest.files, bundle.manifest
-    for name, held, of in (
-        ("pyradiomics.yaml", manifest.hcr.parameters_sha256, "hcr.parameters_sha256"),
-        ("hcr_features.txt", manifest.hcr.feature_names_sha256, "hcr.feature_names_sha256"),
-        (NETWORK, manifest.dtl.network_sha256, "dtl.network_sha256"),
+    for name, found, held, of in (
+        ("pyradiomics.yaml", files["pyradiomics.yaml"].sha256, manifest.hcr.parameters_sha256, "parameters_sha256"),
+        (
+            "hcr_features.txt",
+            digest(list(bundle.hcr_features)),
+            manifest.hcr.feature_names_sha256,
+            "feature_names_sha256",
+        ),
+        (NETWORK, files[NETWORK].sha256, manifest.dtl.network_sha256, "network_sha256"),
     ):
-        if files[name].sha256 != held:
+        if found != held:
             raise BundleError(f"{name} is not the file that the protocol names ({of} differs)")
 
 
