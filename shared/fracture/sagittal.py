@@ -5,7 +5,8 @@ no image library below it whose filters change between versions. The resampling 
 bilinear filter (half-pixel centres; when shrinking the triangle is as wide as the step), computed in float64 without
 BLAS, so that the number of threads cannot change a bit.
 
-The crop is LPS and axial (array axes to superior, posterior, left, but for an oblique scan's rotation). In the picture superior is up and anterior is left.
+The crop is LPS and axial (array axes to superior, posterior, left, but for an oblique scan's rotation). In the picture
+superior is up and anterior is left.
 """
 
 from __future__ import annotations
@@ -97,14 +98,16 @@ def sagittal_image(
     deviation = resized.std()
     if not deviation > 0:
         raise ValueError("the sagittal slice is constant, there is nothing to see in it")
-    return ((resized - resized.mean()) / deviation).astype(np.float32)
+    normalised: NDArray[np.float32] = ((resized - resized.mean()) / deviation).astype(np.float32)
+    return normalised
 
 
 def resize(picture: NDArray[np.float64], *, size: int) -> NDArray[np.float64]:
     """A picture (h, w) stretched to (size, size): bilinear, half-pixel centres, antialiased when shrinking."""
     rows, columns = _weights(picture.shape[0], size), _weights(picture.shape[1], size)
     stretched: NDArray[np.float64] = np.einsum("ih,hw->iw", rows, picture, optimize=False)
-    return np.einsum("jw,iw->ij", columns, stretched, optimize=False)  # type: ignore[no-any-return]
+    resized: NDArray[np.float64] = np.einsum("jw,iw->ij", columns, stretched, optimize=False)
+    return resized
 
 
 def _weights(length: int, size: int) -> NDArray[np.float64]:
