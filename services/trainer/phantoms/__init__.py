@@ -1,0 +1,1 @@
+"""A seeded cohort of synthetic spines in CT. Every picture and number that comes from it says "phantom"."""
