@@ -56,7 +56,7 @@ def content_sha256(volume: Volume) -> str:
 
 
 class Intake:
-    """Stores collected series under pseudonymous ids. `judged_by` are the settings whose change judges a series anew."""
+    """Stores collected series under pseudonymous ids. `judged_by`: the settings whose change judges a series anew."""
 
     def __init__(
         self, *, store: Store, pseudonyms: Pseudonyms, protocols: Protocols, judged_by: Mapping[str, Any]
@@ -67,7 +67,7 @@ class Intake:
         self._judged_by = dict(judged_by)
 
     def store_study(self, identity: PatientIdentity, collected: Iterable[CollectedSeries]) -> StoredStudy:
-        """Store the series of one study one after the other, then its plan; returns the facts, which are not told here."""
+        """Store the series of one study one by one, then its plan; returns the facts, which are not told here."""
         planned: list[PlannedSeries] = []
         fresh = False
         study_id = self.study_id(identity) if identity.study_instance_uid else ""

@@ -1,4 +1,4 @@
-"""The ledgers of series and cases, from records alone (DESIGN, "Ledger"). Pure: `shared.records.ledger` does the reading.
+"""The ledgers of series and cases, from records alone (DESIGN, "Ledger"). Pure; `shared.records.ledger` reads.
 
 Cases: found = reported + not evaluated + rejected + dead-lettered + superseded + pending. Of two states the earlier in
 this order counts. A classified case is *reported* only when the report that shows it lies in the store.

@@ -20,7 +20,7 @@ AIR_HU = -1024
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Where a grid of voxels lies in the patient: world_zyx = origin_zyx + direction_zyx @ (spacing_zyx * index_kji)."""
+    """Where a grid of voxels lies in the patient: world = origin + direction @ (spacing * index), all zyx."""
 
     shape_zyx: tuple[int, int, int]
     spacing_zyx: tuple[float, float, float]
@@ -42,12 +42,14 @@ class Geometry:
     def world_zyx(self, index_zyx: NDArray[np.float64]) -> NDArray[np.float64]:
         """World positions (n, 3) in mm of (fractional) voxel indices (n, 3)."""
         scaled = np.atleast_2d(np.asarray(index_zyx, dtype=float)) * np.asarray(self.spacing_zyx)
-        return np.asarray(self.origin_zyx) + scaled @ np.asarray(self.direction_zyx).T
+        world: NDArray[np.float64] = np.asarray(self.origin_zyx) + scaled @ np.asarray(self.direction_zyx).T
+        return world
 
     def index_zyx(self, world_zyx: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fractional voxel indices (n, 3) of world positions (n, 3) in mm."""
         offset = np.atleast_2d(np.asarray(world_zyx, dtype=float)) - np.asarray(self.origin_zyx)
-        return (offset @ np.asarray(self.direction_zyx)) / np.asarray(self.spacing_zyx)
+        index: NDArray[np.float64] = (offset @ np.asarray(self.direction_zyx)) / np.asarray(self.spacing_zyx)
+        return index
 
     def same_grid(self, other: Geometry, *, tolerance_mm: float = 1e-2) -> bool:
         """Whether the corner voxels of both grids lie at the same places within the tolerance."""
@@ -101,7 +103,7 @@ def geometry_of(image: sitk.Image) -> Geometry:
     """The geometry of a three-dimensional SimpleITK image."""
     if image.GetDimension() != 3:
         raise ValueError(f"a volume has three axes, this image has {image.GetDimension()}")
-    direction = np.asarray(image.GetDirection(), dtype=float).reshape(3, 3)[::-1, ::-1]
+    direction = np.array(image.GetDirection(), dtype=np.float64).reshape(3, 3)[::-1, ::-1]
     size, spacing, origin = image.GetSize()[::-1], image.GetSpacing()[::-1], image.GetOrigin()[::-1]
     rows = [(float(row[0]), float(row[1]), float(row[2])) for row in direction]
     return Geometry(
