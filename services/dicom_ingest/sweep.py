@@ -1,0 +1,214 @@
+"""Runs one sweep over one source: stores and plans study by study, tells of each, and keeps the ledger of files.
+
+A sweep is a list of references to series in the store; it is written while it grows, so that a run that is stopped
+half-way shows what it had reached, and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, Protocol
+
+from services.dicom_ingest.collected import CollectedSeries, PatientIdentity
+from services.dicom_ingest.intake import Intake, Tell
+from shared.fracture import keys
+from shared.fracture.ids import digest
+from shared.fracture.messages import SweepClosed, SweepPlanned
+from shared.fracture.protocol import Protocols
+from shared.fracture.records import (
+    FileCounts,
+    FileLine,
+    FilesLedger,
+    Record,
+    SweepClosing,
+    SweepPlan,
+    SweepSeries,
+)
+from shared.pipeline.store import Store
+from shared.records.archive import newest, write_record, write_revision
+from shared.records.ledger import sweep_ledger, sweep_plan
+
+WRITE_EVERY_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectedFile:
+    """One file of a source: part of a series (named by `series_key`), or ignored with a reason."""
+
+    path: str
+    role: Literal["image", "mask", "ignored"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectedStudy:
+    """One study of a source; its series are read only while they are iterated, one in memory at a time."""
+
+    identity: PatientIdentity
+    series: Iterable[CollectedSeries]
+
+
+class Source(Protocol):
+    """Where studies come from."""
+
+    @property
+    def total(self) -> int:
+        """How many studies it holds."""
+
+    def studies(self) -> Iterator[CollectedStudy]:
+        """The studies, in an order of the source's own."""
+
+    def files(self) -> tuple[CollectedFile, ...]:
+        """Every file and what became of it; complete after the studies were iterated."""
+
+
+class SweepName(Record):
+    """Restricted: a sweep's name as its owner gave it."""
+
+    sweep_id: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """What a run of a sweep found."""
+
+    plan: SweepPlan
+    new_series: bool
+    """Whether anything was stored that was not there before."""
+
+
+def file_counts(files: Iterable[CollectedFile]) -> FileCounts:
+    """The ledger of files in numbers."""
+    ignored: Counter[str] = Counter()
+    found = used = 0
+    for file in files:
+        found += 1
+        if file.role == "ignored":
+            ignored[file.reason] += 1
+        else:
+            used += 1
+    return FileCounts(found=found, in_series=used, ignored=dict(sorted(ignored.items())))
+
+
+def run_sweep(
+    source: Source,
+    *,
+    name: str,
+    sweep_id: str,
+    intake: Intake,
+    store: Store,
+    protocols: Protocols,
+    tell: Tell,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    stopped: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
+) -> SweepRun:
+    """Store, plan and tell everything of a source. Safe to run again: what is there is told again, not made again."""
+    write_record(store, keys.sweep_identity(sweep_id), SweepName(sweep_id=sweep_id, name=name))
+    references: dict[tuple[str, str], SweepSeries] = {}
+    fresh = False
+    written_at = clock()
+    for done, study in enumerate(source.studies(), start=1):
+        if stopped():
+            break
+        stored = intake.store_study(study.identity, study.series)
+        store.put(keys.sweep_of_study(stored.study_id, sweep_id), b"")
+        for line in stored.series:
+            references[(stored.study_id, line.series_id)] = SweepSeries(
+                study_id=stored.study_id, series_id=line.series_id, manifest_id=line.manifest_id
+            )
+        for fact in stored.facts:
+            tell(fact)
+        fresh = fresh or stored.new
+        if clock() - written_at > WRITE_EVERY_SECONDS:
+            _write_plan(store, sweep_id, protocols, references.values(), FileCounts(), growing=True)
+            written_at = clock()
+        progress(done, source.total)
+    files = source.files()
+    plan = _write_plan(store, sweep_id, protocols, references.values(), file_counts(files), growing=False)
+    _write_files(store, sweep_id, files)
+    tell(SweepPlanned(sweep_id=sweep_id))
+    return SweepRun(plan=plan, new_series=fresh)
+
+
+def _write_plan(
+    store: Store,
+    sweep_id: str,
+    protocols: Protocols,
+    references: Iterable[SweepSeries],
+    files: FileCounts,
+    *,
+    growing: bool,
+) -> SweepPlan:
+    """The next revision of the plan; while it grows, what an earlier run planned stays in it."""
+    now = {(s.study_id, s.series_id): s for s in references}
+
+    def make(number: int, last: SweepPlan | None) -> SweepPlan | None:
+        merged = {(s.study_id, s.series_id): s for s in last.series} if last is not None and growing else {}
+        merged.update(now)
+        series = tuple(merged[key] for key in sorted(merged))
+        counts = last.files if growing and last is not None else files
+        if last is not None and (last.series, last.files, last.protocols) == (series, counts, protocols):
+            return None
+        return SweepPlan(
+            sweep_id=sweep_id,
+            revision=number,
+            supersedes=None if last is None else last.revision,
+            protocols=protocols,
+            series=series,
+            files=counts,
+            planned_at=datetime.now(UTC),
+        )
+
+    return write_revision(store, keys.sweep_plans(sweep_id), SweepPlan, make)[0]
+
+
+def _write_files(store: Store, sweep_id: str, files: tuple[CollectedFile, ...]) -> None:
+    record = FilesLedger(
+        sweep_id=sweep_id,
+        files=tuple(FileLine(path=file.path, role=file.role, reason=file.reason) for file in files),
+    )
+    prefix = keys.sweep_files(sweep_id, 0).rsplit("/", 1)[0] + "/"
+    last = newest(store, prefix, FilesLedger)
+    if last is None or digest(last.model_dump(mode="json")) != digest(record.model_dump(mode="json")):
+        number = 1 + sum(1 for _ in store.keys(prefix))
+        while not write_record(store, keys.sweep_files(sweep_id, number), record):
+            number += 1
+
+
+def close_sweep(store: Store, sweep_id: str, *, tell: Tell) -> SweepClosing | None:
+    """Close a sweep when nothing of it is pending; returns the closing, or None while something is.
+
+    A sweep that was planned again after it was closed is closed again.
+    """
+    plan = sweep_plan(store, sweep_id)
+    ledger = sweep_ledger(store, sweep_id)
+    if plan is None or ledger is None or ledger.pending:
+        return None
+
+    def make(number: int, last: SweepClosing | None) -> SweepClosing | None:
+        if last is not None and last.closed_at > plan.planned_at:
+            return None
+        return SweepClosing(
+            sweep_id=sweep_id,
+            revision=number,
+            supersedes=None if last is None else last.revision,
+            closed_at=datetime.now(UTC),
+            pending=ledger.pending,
+        )
+
+    closing, _ = write_revision(store, keys.sweep_closed(sweep_id), SweepClosing, make)
+    tell(SweepClosed(sweep_id=sweep_id))
+    return closing
+
+
+def is_open(store: Store, sweep_id: str) -> bool:
+    """Whether a sweep was planned and not closed since."""
+    plan = sweep_plan(store, sweep_id)
+    closing = newest(store, keys.sweep_closed(sweep_id), SweepClosing)
+    return plan is not None and (closing is None or closing.closed_at <= plan.planned_at)

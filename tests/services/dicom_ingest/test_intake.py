@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.dicom_ingest.collected import CollectedMask, CollectedSeries, CollectedSlice, PatientIdentity
+from services.dicom_ingest.intake import Intake, StoredStudy
+from services.dicom_ingest.sweep import CollectedFile, CollectedStudy, close_sweep, file_counts, is_open, run_sweep
+from shared.fracture import keys
+from shared.fracture.ids import Pseudonyms
+from shared.fracture.messages import Fact, SeriesRejected, SeriesStored, StudyRejected, SweepPlanned
+from shared.fracture.protocol import Protocols
+from shared.fracture.records import Demographics, MaskRecord, SeriesManifest, StudyPlan
+from shared.fracture.volume import Geometry, Mask, Volume, mask_from_nrrd, volume_from_nrrd
+from shared.pipeline.folder_store import FolderStore
+from shared.records.archive import newest, read_record, revisions
+from shared.records.ledger import sweep_ledger
+
+PROTOCOLS = Protocols(crop_hash="a" * 64, hcr_hash="b" * 64, dtl_hash="c" * 64, bundle_id="d" * 64)
+WHO = PatientIdentity(patient_name="SENTINEL^NAME", patient_id="SENTINEL-ID", study_instance_uid="1.2.99.1")
+PLANES = np.random.default_rng(0).integers(-1000, 1000, (40, 6, 5)).astype(np.int16)
+
+
+def series(first: int = 0, last: int = 10, *, mask: bool = True, age: int | None = 71) -> CollectedSeries:
+    geometry = Geometry(
+        shape_zyx=(last - first, 6, 5),
+        spacing_zyx=(1.25, 0.5, 0.5),
+        origin_zyx=(1.25 * first - 100, 7.0, 9.0),
+        direction_zyx=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+    )
+    labels = np.zeros(geometry.shape_zyx, dtype=np.uint8)
+    labels[2:5, 1:4, 1:4] = 20
+    return CollectedSeries(
+        series_instance_uid="1.2.99.1.1",
+        modality="CT",
+        instances=last - first,
+        volume=Volume(voxels=PLANES[first:last], geometry=geometry),
+        slices=tuple(
+            CollectedSlice(sop_instance_uid=f"1.2.99.1.1.{n}", sop_class_uid="ct", position_mm=1.25 * n - 100)
+            for n in range(first, last)
+        ),
+        demographics=Demographics(age_years=age, sex="F"),
+        mask=CollectedMask(
+            source="dicom-seg", roi_kind="body", labels=Mask(voxels=labels, geometry=geometry), levels={"L1": 20}
+        )
+        if mask
+        else None,
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+
+def intake(store: FolderStore, **judged_by: object) -> Intake:
+    return Intake(store=store, pseudonyms=Pseudonyms(bytes(32)), protocols=PROTOCOLS, judged_by=judged_by)
+
+
+def manifest_of(store: FolderStore, stored: StoredStudy) -> SeriesManifest:
+    line = stored.series[0]
+    return read_record(store, keys.manifest(line.series_id, line.manifest_id), SeriesManifest)
+
+
+def test_a_series_is_durable_before_it_is_told(store: FolderStore) -> None:
+    stored = intake(store).store_study(WHO, [series()])
+
+    manifest = manifest_of(store, stored)
+    volume = volume_from_nrrd(store.get(keys.volume(manifest.series_id, manifest.image_hash)))
+    assert [type(fact) for fact in stored.facts] == [SeriesStored]
+    assert np.array_equal(volume.voxels, PLANES[:10])
+    assert manifest.mask_hash is not None
+    mask = read_record(store, keys.mask_record(manifest.series_id, manifest.mask_hash), MaskRecord)
+    assert mask.levels == {"L1": 20}
+
+
+def test_the_same_delivery_twice_stores_nothing_and_tells_the_same(store: FolderStore) -> None:
+    first = intake(store).store_study(WHO, [series()])
+    before = list(store.keys(""))
+
+    second = intake(store).store_study(WHO, [series()])
+
+    assert (first.new, second.new) == (True, False)
+    assert second.facts == first.facts
+    assert list(store.keys("")) == before
+
+
+def test_one_more_slice_supersedes(store: FolderStore) -> None:
+    first = intake(store).store_study(WHO, [series(0, 10)])
+    second = intake(store).store_study(WHO, [series(0, 11)])
+
+    plans = revisions(store, keys.study_plans(first.study_id), StudyPlan)
+    assert [(p.revision, p.supersedes) for p in plans] == [(1, None), (2, 1)]
+    assert manifest_of(store, second).instances == 11
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 9), st.integers(1, 10))
+def test_a_subset_sent_again_supersedes_nothing(tmp_path_factory: pytest.TempPathFactory, a: int, n: int) -> None:
+    store = FolderStore(tmp_path_factory.mktemp("subset"))
+    whole = intake(store).store_study(WHO, [series(0, 20)])
+
+    subset = intake(store).store_study(WHO, [series(a, a + n, mask=False)])
+
+    assert not subset.new
+    assert subset.facts == whole.facts
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(3, 25), st.integers(0, 20))
+def test_late_slices_join_those_that_are_durable(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, overlap: int
+) -> None:
+    store = FolderStore(tmp_path_factory.mktemp("late"))
+    intake(store).store_study(WHO, [series(0, cut, mask=False)])
+
+    late = intake(store).store_study(WHO, [series(max(cut - overlap, 0), 40, mask=False)])
+
+    manifest = manifest_of(store, late)
+    volume = volume_from_nrrd(store.get(keys.volume(manifest.series_id, manifest.image_hash)))
+    assert np.array_equal(volume.voxels, PLANES)
+    assert volume.geometry.same_grid(series(0, 40).volume.geometry)  # type: ignore[union-attr]
+
+
+def test_the_mask_of_late_slices_lies_where_it_lay(store: FolderStore) -> None:
+    intake(store).store_study(WHO, [series(0, 12, mask=False)])
+
+    late = intake(store).store_study(WHO, [series(10, 40)])
+
+    manifest = manifest_of(store, late)
+    labels = mask_from_nrrd(store.get(keys.mask(manifest.series_id, manifest.mask_hash or "")))
+    assert sorted(set(np.argwhere(labels.voxels == 20)[:, 0].tolist())) == [12, 13, 14]
+
+
+def test_late_slices_with_a_gap_before_them_are_refused_with_the_reason(store: FolderStore) -> None:
+    intake(store).store_study(WHO, [series(0, 12, mask=False)])
+
+    late = intake(store).store_study(WHO, [series(15, 40, mask=False)])
+
+    assert [type(fact) for fact in late.facts] == [SeriesRejected, StudyRejected]
+
+
+def test_a_mask_that_comes_later_is_a_new_state_and_goes_no_more(store: FolderStore) -> None:
+    without = intake(store).store_study(WHO, [series(mask=False)])
+    with_mask = intake(store).store_study(WHO, [series()])
+    again = intake(store).store_study(WHO, [series(mask=False)])
+
+    assert without.series != with_mask.series
+    assert again.series == with_mask.series
+
+
+def test_a_corrected_age_is_a_new_state_with_new_cases(store: FolderStore) -> None:
+    one = manifest_of(store, intake(store).store_study(WHO, [series(age=71)]))
+    other = manifest_of(store, intake(store).store_study(WHO, [series(age=17)]))
+
+    assert one.mask_hash != other.mask_hash
+    assert one.manifest_id != other.manifest_id
+
+
+def test_a_refused_series_is_planned_with_its_reasons(store: FolderStore) -> None:
+    refused = replace(series(), volume=None, reasons=("2 slices are missing",))
+
+    stored = intake(store).store_study(WHO, [refused])
+
+    assert [type(fact) for fact in stored.facts] == [SeriesRejected, StudyRejected]
+    plan = newest(store, keys.study_plans(stored.study_id), StudyPlan)
+    assert plan is not None
+    assert plan.series[0].rejected
+
+
+def test_other_settings_judge_a_refused_series_anew(store: FolderStore) -> None:
+    refused = replace(series(), volume=None, reasons=("2 slices are missing",))
+    one = intake(store, tolerance=1).store_study(WHO, [refused])
+    other = intake(store, tolerance=2).store_study(WHO, [series()])
+
+    assert one.series != other.series
+    assert isinstance(other.facts[0], SeriesStored)
+
+
+def test_no_identifier_leaves_the_restricted_prefixes(store: FolderStore) -> None:
+    intake(store).store_study(WHO, [series()])
+
+    for key in store.keys(""):
+        data = store.get(key)
+        if not key.startswith(keys.RESTRICTED):
+            assert b"SENTINEL" not in data
+            assert b"1.2.99.1" not in data
+    assert "SENTINEL" not in "".join(store.keys(""))
+
+
+class FakeSource:
+    total = 1
+
+    def studies(self) -> Iterator[CollectedStudy]:
+        yield CollectedStudy(identity=WHO, series=[series()])
+
+    def files(self) -> tuple[CollectedFile, ...]:
+        return (
+            CollectedFile(path="a", role="image"),
+            CollectedFile(path="b", role="ignored", reason="not DICOM"),
+        )
+
+
+def sweep(store: FolderStore, told: list[Fact]) -> str:
+    sweep_id = "e" * 64
+    run_sweep(
+        FakeSource(),
+        name="a sweep",
+        sweep_id=sweep_id,
+        intake=intake(store),
+        store=store,
+        protocols=PROTOCOLS,
+        tell=told.append,
+    )
+    return sweep_id
+
+
+def test_a_sweep_keeps_three_ledgers(store: FolderStore) -> None:
+    told: list[Fact] = []
+
+    ledger = sweep_ledger(store, sweep(store, told))
+
+    assert ledger is not None
+    assert ledger.exact
+    assert ledger.files.ignored == {"not DICOM": 1}
+    assert ledger.series.by_state["pending"] == 1
+    assert isinstance(told[-1], SweepPlanned)
+
+
+def test_a_sweep_run_twice_has_one_plan(store: FolderStore) -> None:
+    sweep_id = sweep(store, [])
+    sweep(store, [])
+
+    assert len(list(store.keys(keys.sweep_plans(sweep_id)))) == 1
+
+
+def test_a_sweep_with_something_pending_is_not_closed(store: FolderStore) -> None:
+    told: list[Fact] = []
+    sweep_id = sweep(store, told)
+
+    assert close_sweep(store, sweep_id, tell=told.append) is None
+    assert is_open(store, sweep_id)
+
+
+def test_file_counts_add_up() -> None:
+    counts = file_counts(FakeSource().files())
+
+    assert (counts.found, counts.in_series, counts.ignored) == (2, 1, {"not DICOM": 1})
