@@ -2,7 +2,9 @@
 
 Contract (tests/contract/test_store.py holds every implementation to it): a reader never sees half an object; of two
 writers of one key exactly one is told True; a key is lower-case letters, digits, `-`, `_`, `.` and `/`, without empty
-parts, `.` or `..`; `keys` lists in ascending order, page by page, without reading the objects.
+parts, `.` or `..`; no key is the folder of another (`a` beside `a/b`: a file system cannot hold both, so ValueError);
+`keys` lists in ascending order, page by page, without reading the objects. Any method raises StoreUnavailable while the
+store cannot be reached, which the worker treats like Retry.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Protocol
 
-_KEY = re.compile(r"(?=.{1,512}\Z)[a-z0-9_-][a-z0-9._-]*(/[a-z0-9_-][a-z0-9._-]*)*\Z")
+_KEY = re.compile(r"(?=.{1,512}\Z)[a-z0-9_-][a-z0-9._-]{0,199}(/[a-z0-9_-][a-z0-9._-]{0,199})*\Z")
 
 
 def check_key(key: str) -> str:
@@ -19,6 +21,13 @@ def check_key(key: str) -> str:
     if not _KEY.match(key):
         raise ValueError(f"not a store key: {key!r}")
     return key
+
+
+def check_prefix(prefix: str) -> str:
+    """The prefix itself: empty, or the beginning of a key; ValueError where no key can begin with it."""
+    if prefix:
+        check_key(prefix.removesuffix("/"))
+    return prefix
 
 
 class Store(Protocol):
