@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import numpy as np
 import radiomics
-import SimpleITK as sitk
 from radiomics.featureextractor import RadiomicsFeatureExtractor
 
 from shared.fracture.ids import digest, sha256_hex

@@ -21,7 +21,15 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from shared.fracture.protocol import CropProtocol
+from shared.fracture.records import Warned
 from shared.fracture.volume import Geometry, Mask, Volume
+
+EXACT_SOURCE_VOXELS: Final = 24
+"""The source is cut with at least this many extra voxels, whatever less the protocol asks for.
+
+Measured on noise of 800 HU: the method's 12 leave up to 5e-5 HU between a crop and the wholly resampled volume, and
+one of two million voxels rounds to another whole HU; 24 leave 1e-11 HU, and none does. It costs a tenth of the time.
+"""
 
 WARN_MARGIN_MM: Final = 10.0
 """Below this margin, because the scan ends, a crop carries a warning."""
@@ -30,7 +38,7 @@ SPLINE_VOXELS: Final = 4
 """A cubic B-spline needs this many voxels on each axis."""
 
 _GRID_TOLERANCE = 1e-6  # of a voxel or mm: spacings are decimal numbers, and 7 x 0.7 must reach 4.9
-_TIE_HU = 1e-3  # see `_to_whole_hu`
+_TIE_HU = 1e-6  # see `_to_whole_hu`
 
 _Grid = TypeVar("_Grid", Volume, Mask)
 
@@ -51,7 +59,7 @@ class Crop:
     margins_mm_zyx: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
     """What lies around the mask's box on each axis, towards its start and its end (z: inferior, superior; y: anterior,
     posterior; x: right, left). Less than the protocol's margin where the scan ends."""
-    warnings: tuple[str, ...]
+    warnings: tuple[Warned, ...]
 
     @property
     def smallest_margin_mm(self) -> float:
@@ -91,17 +99,19 @@ def crop_vertebra(volume: Volume, roi: Mask, protocol: CropProtocol) -> Crop:
     voxels = _windowed(_bspline(image, outer, protocol=protocol), protocol.window_hu)
     labels = (_nearest(mask.voxels, geometry, outer, spacing_mm=step) != 0).astype(np.uint8)
     margins = [((i[0] - o[0]) * step, (o[1] - i[1]) * step) for i, o in zip(inner, outer, strict=True)]
-    crop = Crop(
+    return Crop(
         image=Volume(voxels=voxels, geometry=cropped),
         mask=Mask(voxels=labels, geometry=cropped),
         margins_mm_zyx=(margins[0], margins[1], margins[2]),
-        warnings=(),
+        warnings=_margin_warning(min(side for axis in margins for side in axis)),
     )
-    smallest = crop.smallest_margin_mm
-    if smallest >= WARN_MARGIN_MM:
-        return crop
-    sentence = f"the scan ends {smallest:g} mm from the vertebra, below {WARN_MARGIN_MM:g} mm"
-    return Crop(image=crop.image, mask=crop.mask, margins_mm_zyx=crop.margins_mm_zyx, warnings=(sentence,))
+
+
+def _margin_warning(smallest_mm: float) -> tuple[Warned, ...]:
+    if smallest_mm >= WARN_MARGIN_MM:
+        return ()
+    sentence = f"the scan ends {smallest_mm:g} mm from the region, below {WARN_MARGIN_MM:g} mm"
+    return (Warned(code="margin", sentence=sentence),)
 
 
 def resample_whole(volume: Volume, protocol: CropProtocol) -> Volume:
@@ -187,7 +197,8 @@ def _nearest(voxels: NDArray[np.generic], geometry: Geometry, box: Box, *, spaci
 
 
 def _bspline(volume: Volume, box: Box, *, protocol: CropProtocol) -> NDArray[np.float64]:
-    geometry, step, extra = volume.geometry, protocol.spacing_mm, protocol.source_margin_voxels
+    geometry, step = volume.geometry, protocol.spacing_mm
+    extra = max(protocol.source_margin_voxels, EXACT_SOURCE_VOXELS)
     ranges = []
     for (low, high), voxel, n in zip(box, _steps(geometry, step), geometry.shape_zyx, strict=True):
         first, last = math.floor(low * voxel), math.ceil((high - 1) * voxel)
@@ -214,7 +225,7 @@ def _windowed(values: NDArray[np.float64], window_hu: tuple[int, int]) -> NDArra
 
 
 def _to_whole_hu(values: NDArray[np.float64]) -> NDArray[np.int16]:
-    # Half-way values go up, and whatever lies within a thousandth below half-way counts as half-way. Exact halves are
+    # Half-way values go up, and whatever lies within a millionth below half-way counts as half-way. Exact halves are
     # common (a sharp edge met in its middle) and come out a little above or below with the cut of the source.
     return np.floor(values + (0.5 + _TIE_HU)).astype(np.int16)
 
