@@ -187,7 +187,7 @@ class _Canvas:
         reach_y = np.full((1, 1, 1), half_y, dtype=np.float32)
         if strength.get("step"):
             shift = 2.6 * strength["step"]
-            above = _step(side * z - np.float32(0.35 * half_z), 0.8)
+            above = _step(np.float32(side) * z - np.float32(0.35 * half_z), 0.8)
             y = y + np.float32(shift) * above * _step(-y - np.float32(0.25 * half_y), 6.0)
         if strength.get("osteophytes"):
             grow = 0.22 * strength["osteophytes"]
@@ -247,7 +247,7 @@ class _Canvas:
 
     def _marrow(self, where: slice, depth: Array, fracture: Fracture | None) -> Array:
         density = self.patient.density_hu + (fracture.density_shift_hu if fracture else 0.0)
-        grain = 16 + 0.16 * self.patient.density_hu
+        grain = 12 + 0.14 * self.patient.density_hu
         return np.asarray(
             np.float32(density) + np.float32(grain) * self.fine[where] + np.float32(13) * self.coarse[where],
             dtype=np.float32,
@@ -273,14 +273,14 @@ class _Canvas:
         slope = near + np.float32(0.08 * lean) * y + np.float32(0.6) * wobble
         if strength["band"]:
             spread = _step(np.float32(reach * half_y) - y, 9.0) * (1 + np.float32(0.35) * wobble)
-            tissue += np.float32(85 * strength["band"]) * _bump(slope - np.float32(place), width) * spread
+            tissue += np.float32(120 * strength["band"]) * _bump(slope - np.float32(place), width) * spread
         if strength["lucent_line"]:
             line = slope + np.float32(0.12) * y - np.float32(place + 3.5)
             spread = _step(np.float32(0.3 * half_y) - y, 6.0)
-            tissue -= np.float32(115 * strength["lucent_line"]) * _bump(line, 0.75) * spread
+            tissue -= np.float32(130 * strength["lucent_line"]) * _bump(line, 0.75) * spread
         if strength["sclerosis"]:
             rim = _bump(near - np.float32(1.6), 2.1) + np.float32(0.35) * _bump(depth - np.float32(1.5), 1.8)
-            tissue += np.float32(95 * strength["sclerosis"]) * rim * (1 + np.float32(0.25) * wobble)
+            tissue += np.float32(120 * strength["sclerosis"]) * rim * (1 + np.float32(0.25) * wobble)
         if strength["vacuum"]:
             centre_y, centre_x = rng.uniform(-0.5, 0.1) * half_y, rng.uniform(-0.3, 0.3) * half_x
             cleft = (
