@@ -94,6 +94,7 @@ def record_dead_letter(
 
     Nothing is told of a letter that itself was about a dead letter, or the report-generator could be called for ever.
     """
+    queue = queue.removesuffix(".dead")
     letter_id = dead_letter_id(queue, envelope, body)
     failure = None if envelope is None else envelope.failure
     kind = failure.kind if failure else (death.replace("_", "-") or "unreadable")
