@@ -128,6 +128,11 @@ def worklists(sweep_id: str) -> str:
     return f"worklists/{sweep_id}/"
 
 
+def named_worklists(sweep_id: str) -> str:
+    """The prefix of the named copies of a sweep's worklist: `<n>.html`, as numbered as the pseudonymous one."""
+    return f"named/worklists/{sweep_id}/"
+
+
 # sweeps -------------------------------------------------------------------------------------------------------------
 SWEEPS: Final = "sweeps/"
 

@@ -1,0 +1,43 @@
+"""A feature's name in words: "wavelet-HLL_glcm_Correlation" reads as "GLCM correlation, wavelet HLL"."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+CLASSES: Final = {
+    "shape": "Shape",
+    "firstorder": "First order",
+    "glcm": "GLCM",
+    "glrlm": "GLRLM",
+    "glszm": "GLSZM",
+    "gldm": "GLDM",
+    "ngtdm": "NGTDM",
+}
+_COMPONENT = re.compile(r"pca_(\d+)\Z")
+_LOG = re.compile(r"log-sigma-(\d+)-(\d+)-mm-3D\Z")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=\d)(?=[A-Z][a-z])")
+
+
+def feature_in_words(name: str) -> str:
+    """The name of an HCR feature or a PCA component in words; any other name unchanged."""
+    component = _COMPONENT.match(name)
+    if component:
+        return f"Deep features, component {int(component.group(1)) + 1}"
+    parts = name.split("_", 2)
+    if len(parts) != 3 or parts[1] not in CLASSES:
+        return name
+    image, feature_class, feature = parts
+    words = " ".join(word if word.isupper() else word.lower() for word in _CAMEL.split(feature))
+    return f"{CLASSES[feature_class]}: {words}{_image_in_words(image)}"
+
+
+def _image_in_words(image: str) -> str:
+    if image == "original":
+        return ""
+    log = _LOG.match(image)
+    if log:
+        return f", Laplacian of Gaussian {int(log.group(1))}.{log.group(2)[0]} mm"
+    if image.startswith("wavelet-"):
+        return f", wavelet {image.removeprefix('wavelet-')}"
+    return f", {image} of the image"
