@@ -164,12 +164,14 @@ def grid_shape_zyx(geometry: Geometry, *, spacing_mm: float) -> tuple[int, int, 
 
 def bounding_box(voxels: NDArray[np.generic]) -> Box | None:
     """The box of what is not 0, or None where there is nothing."""
-    ranges = []
+    ranges: list[tuple[int, int]] = []
+    inside = voxels
     for axis in range(3):
-        present = np.flatnonzero(voxels.any(axis=tuple(other for other in range(3) if other != axis)))
+        present = np.flatnonzero(inside.any(axis=tuple(other for other in range(3) if other != axis)))
         if present.size == 0:
             return None
         ranges.append((int(present[0]), int(present[-1]) + 1))
+        inside = inside[tuple(slice(*ranges[a]) if a == axis else slice(None) for a in range(3))]
     return _box(ranges)
 
 

@@ -41,23 +41,24 @@ class GuardSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    warn_spacing_mm: Positive = 1.5
-    max_spacing_mm: Positive = 3.0
-    spacing_tolerance_mm: Annotated[float, Field(ge=0)] = 1e-3
-    min_volume_ml: Positive = 5.0
-    max_volume_ml: Positive = 90.0
-    island_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
-    """Components smaller than this share of the region are islands: counted, and not held against it."""
-    metal_hu: float = 2000.0
-
-
-class TrainedOn(BaseModel):
-    """What a bundle's training scans were acquired with; None where the bundle does not say."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kvps: tuple[float, ...] | None = None
-    convolution_kernels: tuple[str, ...] | None = None
+    warn_spacing_mm: Positive = Field(
+        default=1.5, description="Above this coarsest voxel spacing (mm) a case carries a warning."
+    )
+    max_spacing_mm: Positive = Field(
+        default=3.0, description="Above this coarsest voxel spacing (mm) a case is not evaluated."
+    )
+    spacing_tolerance_mm: Annotated[float, Field(ge=0)] = Field(
+        default=1e-3, description="By how much (mm) a spacing may exceed its limit and still pass."
+    )
+    min_volume_ml: Positive = Field(default=5.0, description="Below this volume (mL) a mask is not evaluated.")
+    max_volume_ml: Positive = Field(default=90.0, description="Above this volume (mL) a mask is not evaluated.")
+    island_share: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.01,
+        description="Parts of a mask below this share of its voxels are islands: counted, not held against it.",
+    )
+    metal_hu: float = Field(
+        default=2000.0, description="A voxel of the mask above these HU is metal or cement: the case is not evaluated."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,21 +135,11 @@ def spacing_warnings(spacing_zyx: tuple[float, float, float], *, settings: Guard
     return (Warned(code="spacing", sentence=sentence),)
 
 
-def acquisition_warnings(acquisition: Acquisition, trained_on: TrainedOn) -> tuple[Warned, ...]:
-    """What of the acquisition the training scans did not have, and a contrast agent. What is unknown is not warned of.
-
-    The values of a kernel's tag stand in the header in free text, so the sentence does not repeat them.
-    """
-    found = []
-    if trained_on.kvps is not None and acquisition.kvp is not None and acquisition.kvp not in trained_on.kvps:
-        found.append(Warned(code="kvp", sentence=f"no training scan was made at {acquisition.kvp:g} kV"))
-    kernels = trained_on.convolution_kernels
-    kernel = acquisition.convolution_kernel
-    if kernels is not None and kernel is not None and kernel.strip() not in kernels:
-        found.append(Warned(code="kernel", sentence="no training scan was made with this scan's convolution kernel"))
-    if acquisition.contrast_agent:
-        found.append(Warned(code="contrast-agent", sentence="the scan was made with a contrast agent"))
-    return tuple(found)
+def contrast_warnings(acquisition: Acquisition) -> tuple[Warned, ...]:
+    """The warning of a contrast agent (kVp and kernel are the bundle's to judge: scoring.acquisition_warnings)."""
+    if not acquisition.contrast_agent:
+        return ()
+    return (Warned(code="contrast-agent", sentence="the scan was made with a contrast agent"),)
 
 
 def _in_order(guards: list[GuardRecord]) -> tuple[GuardRecord, ...]:

@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 from shared.fracture.guards import (
     ORDER,
     GuardSettings,
-    TrainedOn,
-    acquisition_warnings,
     component_counts,
+    contrast_warnings,
     evaluate_guards,
 )
 from shared.fracture.records import Acquisition
@@ -174,25 +173,6 @@ def test_the_volume_is_voxels_times_their_size(a, b, c):
     assert found.volume_ml == pytest.approx(a * b * c * 0.5 / 1000)
 
 
-TRAINED = TrainedOn(kvps=(120.0,), convolution_kernels=("B30f", "STANDARD"))
-
-
-@pytest.mark.parametrize(
-    ("acquisition", "trained_on", "expected"),
-    [
-        (Acquisition(kvp=120.0, convolution_kernel="B30f"), TRAINED, []),
-        (Acquisition(kvp=100.0, convolution_kernel="B70f"), TRAINED, ["kvp", "kernel"]),
-        (Acquisition(), TRAINED, []),
-        (Acquisition(kvp=100.0, convolution_kernel="B70f"), TrainedOn(), []),
-        (Acquisition(contrast_agent=True), TrainedOn(), ["contrast-agent"]),
-        (Acquisition(contrast_agent=False), TRAINED, []),
-    ],
-)
-def test_an_acquisition_unlike_the_training_scans_is_warned_of(acquisition, trained_on, expected):
-    assert [warning.code for warning in acquisition_warnings(acquisition, trained_on)] == expected
-
-
-def test_the_text_of_the_kernel_tag_is_not_repeated():
-    found = acquisition_warnings(Acquisition(convolution_kernel="DOE^JANE"), TRAINED)
-
-    assert "DOE" not in found[0].sentence
+@pytest.mark.parametrize(("agent", "expected"), [(True, ["contrast-agent"]), (False, []), (None, [])])
+def test_a_contrast_agent_is_warned_of_where_the_scan_says_so(agent, expected):
+    assert [warning.code for warning in contrast_warnings(Acquisition(contrast_agent=agent))] == expected
