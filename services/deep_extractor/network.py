@@ -21,10 +21,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from services.deep_extractor.settings import Device
 from shared.fracture.bundle import GoldenImage
 from shared.pipeline.errors import FractureSweepError
 
-Device = Literal["auto", "cpu", "cuda"]
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
 CUDA_FRAME: Final = 32

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.deep_extractor.network import Device
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class DeepExtractorSettings(BaseModel):

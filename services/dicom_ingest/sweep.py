@@ -129,6 +129,9 @@ def run_sweep(
             _write_plan(store, sweep_id, protocols, references.values(), FileCounts(), growing=True)
             written_at = clock()
         progress(done, source.total)
+    if stopped():
+        plan = _write_plan(store, sweep_id, protocols, references.values(), FileCounts(), growing=True)
+        return SweepRun(plan=plan, new_series=fresh)
     files = source.files()
     plan = _write_plan(store, sweep_id, protocols, references.values(), file_counts(files), growing=False)
     _write_files(store, sweep_id, files)

@@ -1,0 +1,178 @@
+"""The distributed system's processes: one worker, the recorder, or dicom-ingest over the inbox."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from shared.pipeline.rabbit_broker import RabbitBroker
+
+from services.composition import (
+    WORKERS,
+    build_recorder,
+    build_service,
+    bundle_of,
+    claim,
+    pseudonyms_of,
+    restricted,
+    teller,
+)
+from services.dicom_ingest import inbox
+from services.dicom_ingest.intake import Tell
+from services.dicom_ingest.sweep import close_sweep, is_open, run_sweep
+from services.embedded import intake_of
+from services.settings import Settings
+from services.sources import source_of
+from shared.fracture.bundle import Bundle
+from shared.fracture.ids import Pseudonyms, short
+from shared.fracture.topology import DICOM_INGEST, QUEUES, RECORDER, SEGMENTER
+from shared.pipeline.broker import Broker
+from shared.pipeline.errors import BrokerUnavailable, FractureSweepError, StoreUnavailable
+from shared.pipeline.metrics import Metrics
+from shared.pipeline.minio_store import MinioStore
+from shared.pipeline.store import Store
+from shared.pipeline.worker import Worker, serve
+from shared.records.ledger import sweeps
+
+LOG = logging.getLogger("fracture_sweep.ingest")
+
+
+def open_store(settings: Settings) -> Store:
+    """The S3 store, checked: reachable, and honouring conditional puts."""
+    if settings.s3 is None:
+        raise FractureSweepError(
+            "no store is named: set S3_ENDPOINT, S3_ACCESS_KEY and S3_SECRET_KEY (or S3_SECRET_KEY_FILE)"
+        )
+    store = MinioStore(settings.s3)
+    store.check()
+    return restricted(store, settings)
+
+
+def open_broker(settings: Settings) -> Broker:
+    """RabbitMQ, with every queue declared."""
+    broker = RabbitBroker(settings.rabbitmq)
+    broker.declare(QUEUES)
+    return broker
+
+
+def run_service(name: str, settings: Settings) -> int:
+    """Run one service until SIGTERM; the exit code."""
+    if name not in (*WORKERS, DICOM_INGEST, RECORDER):
+        raise FractureSweepError(
+            f"no service is called {name!r}: there are {', '.join((DICOM_INGEST, *WORKERS, RECORDER))}"
+        )
+    metrics = Metrics()
+    bundle = None if name in (RECORDER, SEGMENTER) else bundle_of(settings)
+    store = open_store(settings)
+    broker = open_broker(settings)
+    host, port = settings.worker.health_host, settings.worker.health_port
+    if name == RECORDER:
+        recorder = build_recorder(store=store, broker=broker, metrics=metrics)
+        return serve(
+            recorder,
+            broker=broker,
+            checks={"store": store.check},
+            metrics=metrics,
+            health_host=host,
+            health_port=port,
+        )
+    if name == DICOM_INGEST:
+        if bundle is None:
+            raise AssertionError("dicom-ingest has a bundle")
+        worker = InboxWorker(
+            settings=settings, store=store, broker=broker, pseudonyms=pseudonyms_of(settings), bundle=bundle
+        )
+        return serve(
+            worker, broker=broker, checks={"store": store.check}, metrics=metrics, health_host=host, health_port=port
+        )
+    service = build_service(name, settings=settings, store=store, bundle=bundle, metrics=metrics)
+    return serve(
+        Worker(service, broker, max_attempts=settings.worker.max_attempts, metrics=metrics),
+        broker=broker,
+        checks={"store": store.check, "service": service.ready},
+        metrics=metrics,
+        health_host=host,
+        health_port=port,
+        close=service.close,
+    )
+
+
+class InboxWorker:
+    """dicom-ingest over the inbox: reads what was submitted, sweeps it, empties it, and closes sweeps that are done."""
+
+    def __init__(
+        self, *, settings: Settings, store: Store, broker: Broker, pseudonyms: Pseudonyms, bundle: Bundle
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._tell: Tell = teller(broker)
+        self._pseudonyms = pseudonyms
+        self._bundle = bundle
+        self._owner = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        claim(store, pseudonyms)
+
+    def run(self, stop: threading.Event) -> None:
+        """Look after the inbox until `stop` is set; a submission under way is left for its next reader."""
+        closer = threading.Thread(target=self._close_sweeps, args=(stop,), name="sweep-closer", daemon=True)
+        closer.start()
+        while not stop.is_set():
+            self._guarded(lambda: self._read_inbox(stop))
+            stop.wait(self._settings.inbox.poll_seconds)
+        closer.join()
+
+    def _close_sweeps(self, stop: threading.Event) -> None:
+        while not stop.wait(self._settings.inbox.close_seconds):
+            self._guarded(self._close_done)
+
+    def _close_done(self) -> None:
+        for sweep_id in sweeps(self._store):
+            if is_open(self._store, sweep_id) and close_sweep(self._store, sweep_id, tell=self._tell):
+                LOG.info("sweep closed", extra={"fields": {"sweep_id": short(sweep_id)}})
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Outages are waited for; anything else costs one round, and is logged without its text."""
+        try:
+            work()
+        except (BrokerUnavailable, StoreUnavailable) as error:
+            LOG.warning("waiting for broker or store", extra={"fields": {"error": str(error)}})
+        except Exception as error:
+            LOG.error("looking after the inbox failed", extra={"fields": {"error": type(error).__name__}})
+
+    def _read_inbox(self, stop: threading.Event) -> None:
+        for submission in inbox.waiting(self._store):
+            if stop.is_set():
+                return
+            now = datetime.now(UTC)
+            lease = self._settings.inbox.lease_seconds
+            if inbox.take_lease(self._store, submission.submission_id, owner=self._owner, now=now, seconds=lease):
+                self._sweep(submission, stop)
+
+    def _sweep(self, submission: inbox.Submission, stop: threading.Event) -> None:
+        sweep_id = self._pseudonyms.sweep_id(submission.name)
+        with tempfile.TemporaryDirectory(prefix="fracture-sweep-") as folder:
+            path = inbox.fetch(submission, store=self._store, into=Path(folder))
+            source = source_of(
+                path,
+                settings=self._settings,
+                default_labels=submission.default_labels,
+                default_roi=submission.default_roi,
+            )
+            run_sweep(
+                source,
+                name=submission.name,
+                sweep_id=sweep_id,
+                intake=intake_of(self._settings, store=self._store, pseudonyms=self._pseudonyms, bundle=self._bundle),
+                store=self._store,
+                protocols=self._bundle.manifest.protocols,
+                tell=self._tell,
+                stopped=stop.is_set,
+            )
+        if not stop.is_set():
+            inbox.empty(submission, store=self._store)
+            LOG.info("submission read", extra={"fields": {"sweep_id": short(sweep_id), "files": len(submission.files)}})

@@ -1,0 +1,107 @@
+"""All settings of the system in one tree; each service's own stand in its folder.
+
+Nothing here imports what only one service needs (onnxruntime, pyradiomics, …): every worker reads the same tree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from shared.pipeline.rabbit_broker import BrokerSettings
+
+from services.deep_extractor.settings import DeepExtractorSettings
+from services.dicom_ingest.settings import IngestSettings
+from services.fusion_classifier.settings import FusionClassifierSettings
+from services.radiomics_extractor.settings import RadiomicsExtractorSettings
+from services.resampler.settings import ResamplerSettings
+from shared.pipeline.minio_store import StoreSettings
+
+DEMO_BUNDLE = Path(__file__).resolve().parents[1] / "deploy" / "bundles" / "demo"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SecretSettings(_Section):
+    """The two keys of a site, each 64 hexadecimal digits (`fracture-sweep keys` makes them)."""
+
+    pseudonym_key: SecretStr | None = Field(
+        default=None, description="Keys the pseudonymous ids. Lost, results cannot be joined to studies again."
+    )
+    encryption_key: SecretStr | None = Field(
+        default=None, description="Encrypts the restricted prefixes of the store. Lost, they cannot be read."
+    )
+
+
+class LogSettings(_Section):
+    """Log lines are JSON, on standard error."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="The least level that is written.", json_schema_extra={"env": "LOG_LEVEL"}
+    )
+
+
+class WorkerSettings(_Section):
+    """The worker loop of every service."""
+
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=5, description="How often a message is tried before it goes to the dead letters."
+    )
+    health_host: str = Field(default="0.0.0.0", description="Where /healthz, /readyz and /metrics listen.")  # noqa: S104
+    health_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=8080, description="Port of /healthz, /readyz and /metrics; 0 takes a free one."
+    )
+
+
+class BundleSettings(_Section):
+    """The model bundle."""
+
+    path: Path = Field(default=DEMO_BUNDLE, description="Folder of the model bundle that scores.")
+
+
+class InboxSettings(_Section):
+    """How dicom-ingest looks after the inbox in the distributed system."""
+
+    poll_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
+        default=5.0, description="How often the inbox is looked at."
+    )
+    lease_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=3600.0, description="For how long a submission belongs to the worker that reads it."
+    )
+    close_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=15.0, description="How often open sweeps are looked at, to close those with nothing pending."
+    )
+
+
+class ReportGeneratorSettings(_Section):
+    """Reports and worklists."""
+
+    named_reports: bool = Field(
+        default=False,
+        description="Write a second copy of each report with name, id and accession number under the restricted "
+        "prefix named/.",
+    )
+    worklist_every_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=30.0, description="A running sweep's worklist is made anew at most this often."
+    )
+
+
+class Settings(_Section):
+    """Everything that can be set."""
+
+    rabbitmq: BrokerSettings = Field(default_factory=BrokerSettings)
+    s3: StoreSettings | None = None
+    secrets: SecretSettings = Field(default_factory=SecretSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    bundle: BundleSettings = Field(default_factory=BundleSettings)
+    dicom_ingest: IngestSettings = Field(default_factory=IngestSettings)
+    inbox: InboxSettings = Field(default_factory=InboxSettings)
+    resampler: ResamplerSettings = Field(default_factory=ResamplerSettings)
+    radiomics_extractor: RadiomicsExtractorSettings = Field(default_factory=RadiomicsExtractorSettings)
+    deep_extractor: DeepExtractorSettings = Field(default_factory=DeepExtractorSettings)
+    fusion_classifier: FusionClassifierSettings = Field(default_factory=FusionClassifierSettings)
+    report_generator: ReportGeneratorSettings = Field(default_factory=ReportGeneratorSettings)
