@@ -43,7 +43,7 @@ WORKERS: tuple[str, ...] = (
     FUSION_CLASSIFIER,
     REPORT_GENERATOR,
 )
-"""The services that handle messages, in the pipeline's order (dicom-ingest and the recorder have loops of their own)."""
+"""The services that handle messages, in the pipeline's order (ingest and recorder have loops of their own)."""
 
 
 class KeyFingerprint(Record):
@@ -137,16 +137,9 @@ def build_service(name: str, *, settings: Settings, store: Store, bundle: Bundle
 
             return build_fusion(store=store, bundle=bundle, settings=settings.fusion_classifier)
         case "report-generator":
-            from services.report_generator.service import ReportSettings, report_generator
+            from services.report_generator.service import build as build_reports
 
-            chosen = settings.report_generator
-            return report_generator(
-                store=store,
-                bundle=bundle,
-                settings=ReportSettings(
-                    named_reports=chosen.named_reports, worklist_every_seconds=chosen.worklist_every_seconds
-                ),
-            )
+            return build_reports(store=store, bundle=bundle, settings=settings.report_generator)
         case _:
             raise FractureSweepError(
                 f"no service is called {name!r}: there are {', '.join((*WORKERS, 'dicom-ingest', 'recorder'))}"

@@ -15,6 +15,7 @@ from services.deep_extractor.settings import DeepExtractorSettings
 from services.dicom_ingest.settings import IngestSettings
 from services.fusion_classifier.settings import FusionClassifierSettings
 from services.radiomics_extractor.settings import RadiomicsExtractorSettings
+from services.report_generator.settings import ReportGeneratorSettings
 from services.resampler.settings import ResamplerSettings
 from shared.pipeline.minio_store import StoreSettings
 
@@ -73,19 +74,6 @@ class InboxSettings(_Section):
     )
     close_seconds: Annotated[float, Field(gt=0)] = Field(
         default=15.0, description="How often open sweeps are looked at, to close those with nothing pending."
-    )
-
-
-class ReportGeneratorSettings(_Section):
-    """Reports and worklists."""
-
-    named_reports: bool = Field(
-        default=False,
-        description="Write a second copy of each report with name, id and accession number under the restricted "
-        "prefix named/.",
-    )
-    worklist_every_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=30.0, description="A running sweep's worklist is made anew at most this often."
     )
 
 

@@ -1,0 +1,1 @@
+"""What the services share: the vocabulary, the pipeline, and the records in the store."""

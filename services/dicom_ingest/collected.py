@@ -83,3 +83,5 @@ class CollectedSeries:
     mask: CollectedMask | None = None
     mask_faults: tuple[str, ...] = ()
     """Why masks that came along cannot be used (another frame of reference, empty, a label without a level, …)."""
+    files: tuple[str, ...] = ()
+    """The paths of its images, for the ledger of files."""

@@ -67,9 +67,12 @@ class PairsSource:
         for number, path in enumerate(image.files):
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if file.is_file():
-                    shown = file.relative_to(self._base).as_posix() if file.is_relative_to(self._base) else str(file)
-                    self._files.append(CollectedFile(path=shown, role="image" if number == 0 else "mask"))
-        return series, identity
+                    self._files.append(CollectedFile(path=self._shown(file), role="image" if number == 0 else "mask"))
+        images = [image.image] if image.image.is_file() else sorted(image.image.rglob("*"))
+        return replace(series, files=tuple(self._shown(path) for path in images)), identity
+
+    def _shown(self, path: Path) -> str:
+        return path.relative_to(self._base).as_posix() if path.is_relative_to(self._base) else str(path)
 
     def files(self) -> tuple[CollectedFile, ...]:
         """Every file that the CSV names, once; complete after the studies were iterated."""

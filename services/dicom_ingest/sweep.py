@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol
@@ -37,7 +37,7 @@ WRITE_EVERY_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class CollectedFile:
-    """One file of a source: part of a series (named by `series_key`), or ignored with a reason."""
+    """One file of a source: part of a series, or ignored with a reason."""
 
     path: str
     role: Literal["image", "mask", "ignored"]
@@ -111,14 +111,17 @@ def run_sweep(
     """Store, plan and tell everything of a source. Safe to run again: what is there is told again, not made again."""
     write_record(store, keys.sweep_identity(sweep_id), SweepName(sweep_id=sweep_id, name=name))
     references: dict[tuple[str, str], SweepSeries] = {}
+    series_of_file: dict[str, str] = {}
     fresh = False
     written_at = clock()
     for done, study in enumerate(source.studies(), start=1):
         if stopped():
             break
-        stored = intake.store_study(study.identity, study.series)
+        paths: list[tuple[str, ...]] = []
+        stored = intake.store_study(study.identity, _noting_files(study.series, paths))
         store.put(keys.sweep_of_study(stored.study_id, sweep_id), b"")
-        for line in stored.series:
+        for line, files_of_series in zip(stored.series, paths, strict=True):
+            series_of_file.update(dict.fromkeys(files_of_series, line.series_id))
             references[(stored.study_id, line.series_id)] = SweepSeries(
                 study_id=stored.study_id, series_id=line.series_id, manifest_id=line.manifest_id
             )
@@ -134,7 +137,7 @@ def run_sweep(
         return SweepRun(plan=plan, new_series=fresh)
     files = source.files()
     plan = _write_plan(store, sweep_id, protocols, references.values(), file_counts(files), growing=False)
-    _write_files(store, sweep_id, files)
+    _write_files(store, sweep_id, files, series_of_file)
     tell(SweepPlanned(sweep_id=sweep_id))
     return SweepRun(plan=plan, new_series=fresh)
 
@@ -171,10 +174,21 @@ def _write_plan(
     return write_revision(store, keys.sweep_plans(sweep_id), SweepPlan, make)[0]
 
 
-def _write_files(store: Store, sweep_id: str, files: tuple[CollectedFile, ...]) -> None:
+def _noting_files(series: Iterable[CollectedSeries], paths: list[tuple[str, ...]]) -> Iterator[CollectedSeries]:
+    for one in series:
+        paths.append(one.files)
+        yield one
+
+
+def _write_files(
+    store: Store, sweep_id: str, files: tuple[CollectedFile, ...], series_of_file: Mapping[str, str]
+) -> None:
     record = FilesLedger(
         sweep_id=sweep_id,
-        files=tuple(FileLine(path=file.path, role=file.role, reason=file.reason) for file in files),
+        files=tuple(
+            FileLine(path=file.path, role=file.role, reason=file.reason, series_id=series_of_file.get(file.path))
+            for file in files
+        ),
     )
     prefix = keys.sweep_files(sweep_id, 0).rsplit("/", 1)[0] + "/"
     last = newest(store, prefix, FilesLedger)

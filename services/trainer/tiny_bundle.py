@@ -152,7 +152,7 @@ def write_tiny_bundle(
         version="0",
         preset="recommended",
         crop=crop or preset_crop("recommended"),
-        pyradiomics_version=f"v{version('pyradiomics-bhklab')}",
+        pyradiomics_version=version("pyradiomics-bhklab"),
         parameters=parameter_text(image_types),
         hcr_names=names,
         network=tiny_network(seed=network_seed),

@@ -1,0 +1,43 @@
+"""What intake may be told: limits that protect the machine, and tolerances of geometry."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class IngestSettings(BaseModel):
+    """Limits and tolerances of intake; `model_dump()` goes into the manifest's id, since they decide what a series is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    seg_roi: Literal["body", "vertebra"] | None = None
+    """What the segments of a DICOM SEG hold whose codes and labels do not say it; none: such a mask is refused."""
+    max_rows_columns: Count = 4096
+    """Rows or Columns above it are refused before memory is taken."""
+    max_frames: Count = 5000
+    max_instance_bytes: Count = 1 << 30
+    """Decoded bytes of one instance."""
+    max_series_bytes: Count = 4 << 30
+    """Decoded bytes (int16) of one series."""
+    max_header_bytes: Count = 64 << 20
+    """What may stand before the pixels of one file, inflated."""
+    min_slices: Count = 3
+    max_axial_tilt_degrees: Positive = 45.0
+    """Between the slice normal and the patient's head-foot axis; above it a stack is sagittal, coronal or oblique."""
+    max_gantry_tilt_degrees: Positive = 0.2
+    """Between the slice normal and the line of the slices' positions."""
+    spacing_tolerance: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Share of the slice spacing by which single steps may differ."""
+    same_position_mm: Positive = 0.01
+    """Slices closer than this lie at one position."""
+    in_plane_tolerance_mm: Positive = 0.1
+    """How far slices may be shifted against each other within their plane."""
+    orientation_tolerance: Positive = 1e-3
+    """Difference of direction cosines that still counts as one orientation."""
+    max_scored_spacing_mm: Positive = 3.0
+    """Coarser slice spacing is one more reason where a series is refused for another (METHOD 10 judges it by case)."""

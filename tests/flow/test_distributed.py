@@ -1,0 +1,111 @@
+"""Over RabbitMQ and S3: the same numbers as embedded, and nothing lost when workers and broker die."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shared.pipeline.rabbit_broker import BrokerSettings, RabbitBroker
+
+from services.trainer.phantoms.archive import write_archive
+from shared.fracture.ledger import Ledger
+from shared.fracture.topology import QUEUES
+from tests.fixtures.cluster import Cluster
+from tests.fixtures.runs import place
+
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.s3, pytest.mark.timeout(900)]
+
+
+def done(ledger: Ledger) -> bool:
+    return ledger.pending == 0 and ledger.files.found > 0
+
+
+@pytest.fixture
+def cluster(
+    tmp_path: Path, rabbitmq_environ: dict[str, str], s3_environ: dict[str, str], tiny_bundle: Path
+) -> Iterator[Cluster]:
+    environ = {**rabbitmq_environ, **s3_environ, "FRACTURE_SWEEP_BUNDLE_PATH": str(tiny_bundle)}
+    with Cluster(environ, tmp_path / "logs") as running:
+        yield running
+
+
+def results(objects: dict[str, bytes]) -> dict[str, object]:
+    return {key: json.loads(data) for key, data in objects.items()}
+
+
+def test_embedded_and_distributed_give_identical_features_and_probabilities(
+    cluster: Cluster, tmp_path: Path, tiny_bundle: Path, phantom_archive: Path
+) -> None:
+    here = place(tmp_path / "store", tiny_bundle)
+    alone = here.run(phantom_archive)
+    cluster.start()
+
+    submitted = cluster.command("submit", str(phantom_archive))
+
+    assert submitted.returncode == 0, submitted.stderr
+    ledger = cluster.wait(done, seconds=240)
+    store = cluster.store()
+    assert ledger.cases.by_state == alone.ledger.cases.by_state
+    for prefix in ("features/", "outcomes/classified/", "cases/"):
+        theirs = {key: store.get(key) for key in store.keys(prefix)}
+        assert theirs == here.objects(prefix)
+    assert list(store.keys("inbox/")) == []
+
+
+def test_sigterm_drains_and_exits_0(cluster: Cluster, phantom_archive: Path) -> None:
+    cluster.start()
+    cluster.command("submit", str(phantom_archive))
+    cluster.wait(lambda ledger: ledger.cases.found > 0, seconds=120, every=0.2)
+
+    codes = [code for name in list(cluster.processes) for code in cluster.terminate(name)]
+
+    assert set(codes) == {0}
+    cluster.start()
+    ledger = cluster.wait(done, seconds=240)
+    assert ledger.cases.by_state["dead-lettered"] == 0
+
+
+@pytest.fixture(scope="session")
+def fifty_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom archive of at least fifty cases."""
+    folder = tmp_path_factory.mktemp("fifty")
+    write_archive(folder, patients=30, seed=17)
+    with (folder / "truth.csv").open() as table:
+        assert sum(1 for _ in csv.DictReader(table)) >= 50
+    return folder
+
+
+def test_every_case_of_fifty_ends_once_though_workers_and_broker_die(
+    tmp_path: Path, private_rabbitmq: object, s3_environ: dict[str, str], tiny_bundle: Path, fifty_cases: Path
+) -> None:
+    alone = place(tmp_path / "store", tiny_bundle).run(fifty_cases)
+    node = private_rabbitmq
+    environ = {
+        **node.environ,  # type: ignore[attr-defined]
+        **s3_environ,
+        "FRACTURE_SWEEP_BUNDLE_PATH": str(tiny_bundle),
+    }
+    with Cluster(environ, tmp_path / "logs") as cluster:
+        cluster.start()
+        assert cluster.command("submit", str(fifty_cases)).returncode == 0
+        victims = ("dicom-ingest", "resampler", "radiomics-extractor", "deep-extractor", "fusion-classifier")
+        for number, name in enumerate((*victims, "report-generator", "segmenter", "recorder")):
+            cluster.wait(lambda ledger: ledger.cases.found > 0 or ledger.pending > 0, seconds=180, every=0.5)
+            cluster.kill(name)
+            cluster.start(name)
+            if number == 3:
+                node.restart()  # type: ignore[attr-defined]
+
+        ledger = cluster.wait(done, seconds=400)
+
+        assert ledger.exact
+        assert ledger.cases.found == alone.ledger.cases.found
+        assert ledger.cases.found == sum(ledger.cases.by_state.values())
+        assert ledger.cases.by_state == alone.ledger.cases.by_state
+        broker = RabbitBroker(BrokerSettings.model_validate(cluster.settings.rabbitmq))
+        depths = broker.depths([*QUEUES, *(f"{queue}.dead" for queue in QUEUES)])
+        broker.close()
+        assert {queue: depth.ready for queue, depth in depths.items() if depth.ready} == {}
