@@ -43,7 +43,7 @@ SIGN_PROBABILITY: Final[Mapping[str, tuple[float, float]]] = {
 
 HEIGHT_LOSS: Final[tuple[float, float]] = (0.26, 0.33)
 HEIGHT_LOSS_SD: Final = 0.09
-DENSITY_SHIFT_HU: Final[tuple[float, float]] = (12.0, -14.0)
+DENSITY_SHIFT_HU: Final[tuple[float, float]] = (18.0, -18.0)
 AGE: Final[tuple[float, float]] = (65.0, 72.0)
 AGE_SD: Final = 10.0
 DEFORMITY: Final[Mapping[Deformity, tuple[float, float]]] = {
@@ -51,7 +51,9 @@ DEFORMITY: Final[Mapping[Deformity, tuple[float, float]]] = {
     "biconcave": (0.20, 0.38),
     "crush": (0.18, 0.17),
 }
-_KERNELS: Final[tuple[Kernel, ...]] = ("soft", "standard", "bone")
+KERNEL_NAME: Final[Mapping[Kernel, str]] = {"soft": "B30f", "standard": "B45f", "bone": "B70f"}
+"""What a header calls the kernels (ConvolutionKernel)."""
+_KERNELS: Final[tuple[Kernel, ...]] = tuple(KERNEL_NAME)
 _LEVEL_WEIGHTS: Final[tuple[float, ...]] = (0.08, 0.22, 0.28, 0.15, 0.11, 0.10, 0.06)
 _SAME_CLASS: Final = 0.7
 _ACUTE_SHARE: Final = 0.6

@@ -26,7 +26,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
-from services.trainer.phantoms.cohort import Patient
+from services.trainer.phantoms.cohort import KERNEL_NAME, Patient
 from services.trainer.phantoms.rendering import LABELS
 from shared.fracture.volume import Mask, Volume
 
@@ -45,7 +45,6 @@ BODY_CODES: Final[Mapping[str, Code]] = {
 LEVEL_CODES: Final[Mapping[str, Code]] = {
     level: getattr(codes.cid7603, f"{level}Vertebra") for level in ("T11", "T12", "L1", "L2", "L3", "L4", "L5")
 }
-_KERNEL_NAME: Final = {"soft": "B30f", "standard": "B45f", "bone": "B70f"}
 _FIRST_DAY: Final = date(2021, 3, 1)
 _UID_ROOT: Final = "1.2.826.0.1.3680043.8.498."
 _RESCALE_INTERCEPT: Final = -1024
@@ -121,7 +120,7 @@ def _image(patient: Patient, volume: Volume, k: int) -> FileDataset:
     ds.BodyPartExamined = "SPINE"
     ds.PatientPosition = "HFS"
     ds.KVP = str(patient.kvp)
-    ds.ConvolutionKernel = _KERNEL_NAME[patient.kernel]
+    ds.ConvolutionKernel = KERNEL_NAME[patient.kernel]
     ds.SliceThickness = f"{patient.slice_thickness_mm:g}"
     ds.FrameOfReferenceUID = uid(patient, "frame")
     ds.PositionReferenceIndicator = ""

@@ -31,7 +31,7 @@ HALF_WIDTH_MM: Final = 50.0
 ANTERIOR_MM: Final = 46.0
 POSTERIOR_MM: Final = 52.0
 FAT_HU, MUSCLE_HU, VESSEL_HU, DISC_HU, CANAL_HU = -95.0, 52.0, 42.0, 82.0, 22.0
-_SHELL_HU: Final = 330.0
+_SHELL_HU: Final = 250.0
 _ORDER: Final[tuple[str, ...]] = ("T10", *LEVELS, "S1")
 _HEIGHT_MM: Final = dict(zip(_ORDER, (22, 22.5, 24, 26, 27, 27.5, 27.5, 27, 27), strict=True))
 _WIDTH_MM: Final = dict(zip(_ORDER, (32, 34, 37, 40, 42, 44, 47, 50, 50), strict=True))
@@ -190,7 +190,7 @@ class _Canvas:
             above = _step(np.float32(side) * z - np.float32(0.35 * half_z), 0.8)
             y = y + np.float32(shift) * above * _step(-y - np.float32(0.25 * half_y), 6.0)
         if strength.get("osteophytes"):
-            grow = 0.22 * strength["osteophytes"]
+            grow = 0.28 * strength["osteophytes"]
             lips = _bump(top - z, 2.4) + np.float32(0.8) * _bump(z - bottom, 2.4)
             reach_y = reach_y * (1 + np.float32(grow) * lips * _step(-y, 8.0))
         waist = np.float32(1) - np.float32(0.07) * (1 - np.square(np.clip(z / np.float32(half_z), -1, 1)))
@@ -269,18 +269,18 @@ class _Canvas:
     ) -> None:
         """What the fracture does to the marrow; `near` is the distance under the broken end-plate in mm."""
         _, half_y, half_x = vertebra.half_zyx
-        place, width, reach = rng.uniform(4.0, 7.5), rng.uniform(1.3, 2.3), rng.uniform(0.5, 1.1)
+        place, width, reach = rng.uniform(4.0, 7.5), rng.uniform(1.6, 2.8), rng.uniform(0.5, 1.1)
         slope = near + np.float32(0.08 * lean) * y + np.float32(0.6) * wobble
         if strength["band"]:
             spread = _step(np.float32(reach * half_y) - y, 9.0) * (1 + np.float32(0.35) * wobble)
-            tissue += np.float32(120 * strength["band"]) * _bump(slope - np.float32(place), width) * spread
+            tissue += np.float32(140 * strength["band"]) * _bump(slope - np.float32(place), width) * spread
         if strength["lucent_line"]:
             line = slope + np.float32(0.12) * y - np.float32(place + 3.5)
             spread = _step(np.float32(0.3 * half_y) - y, 6.0)
-            tissue -= np.float32(130 * strength["lucent_line"]) * _bump(line, 0.75) * spread
+            tissue -= np.float32(150 * strength["lucent_line"]) * _bump(line, 0.95) * spread
         if strength["sclerosis"]:
-            rim = _bump(near - np.float32(1.6), 2.1) + np.float32(0.35) * _bump(depth - np.float32(1.5), 1.8)
-            tissue += np.float32(120 * strength["sclerosis"]) * rim * (1 + np.float32(0.25) * wobble)
+            rim = _bump(near - np.float32(1.4), 1.5) + np.float32(0.4) * _bump(depth - np.float32(1.4), 1.5)
+            tissue += np.float32(210 * strength["sclerosis"]) * rim * (1 + np.float32(0.25) * wobble)
         if strength["vacuum"]:
             centre_y, centre_x = rng.uniform(-0.5, 0.1) * half_y, rng.uniform(-0.3, 0.3) * half_x
             cleft = (
