@@ -11,7 +11,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class IngestSettings(BaseModel):
-    """Limits and tolerances of intake; `model_dump()` goes into the manifest's id, since they decide what a series is."""
+    """Limits and tolerances of intake; `model_dump()` goes into the manifest's id, they decide what a series is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
