@@ -11,11 +11,11 @@ import functools
 import logging
 import math
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import radiomics
 from radiomics.featureextractor import RadiomicsFeatureExtractor
 
 from shared.fracture.ids import digest, sha256_hex
@@ -24,6 +24,9 @@ from shared.fracture.volume import Geometry, Mask, Volume, to_sitk
 
 PARAMETER_FILE: Final = Path(__file__).with_name("pyradiomics.yaml")
 FEATURE_LIST_FILE: Final = Path(__file__).with_name("hcr_features.txt")
+
+DISTRIBUTION: Final = "pyradiomics-bhklab"
+"""The installable fork of pyradiomics; its values are bit-identical to pyradiomics 3.0.1."""
 
 _SILENT = logging.CRITICAL + 10
 
@@ -87,7 +90,7 @@ def hcr_protocol(*, parameters: str, crop_hash: str) -> HcrProtocol:
     """What the features of these parameters on these crops are, with the installed pyradiomics."""
     return HcrProtocol(
         crop_hash=crop_hash,
-        pyradiomics_version=str(radiomics.__version__),
+        pyradiomics_version=version(DISTRIBUTION),
         parameters_sha256=sha256_hex(parameters.encode()),
         feature_names_sha256=digest(list(feature_names(parameters))),
     )
