@@ -223,7 +223,7 @@ class MinioStore:
             },
             no_body_trace=True,
         )
-        return str(response.headers.get("Server", ""))
+        return str(response.headers.get("Server", "")).strip()
 
     def _writer_of(self, key: str) -> str | None:
         """Who wrote the object ('' where another program did), or None where there is none."""

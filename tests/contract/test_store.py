@@ -210,7 +210,8 @@ def test_writers_and_deleters_of_one_folder_do_not_disturb_each_other(store: Sto
 
 
 WEIRD = [
-    "", "/", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a/./b", ".hidden", "a/.b", ".aside/x", "A", "a b", "a\\b",
+    "", "/", "/a", "a/", "a//b",
+    ".", "..", "../a", "a/../b", "a/./b", ".hidden", "a/.b", ".aside/x", "A", "a b", "a\\b",
     "a\n", "ä", "a\x00", "a%2e%2e", "~", "a:b", "x" * 201, "/".join(["x" * 100] * 6),
 ]  # fmt: skip
 
