@@ -8,7 +8,7 @@ a series is judged before a pixel is decoded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -170,9 +170,14 @@ def _mixed(frames: Sequence[tuple[InstanceHeader, int]], settings: IngestSetting
     spacings = np.array([instance.frames[number].pixel_spacing for instance, number in frames], dtype=float)
     if float(np.ptp(spacings, axis=0).max()) > 1e-3 * float(spacings.max()):
         reasons.append("mixed pixel spacings: PixelSpacing differs within the series")
-    if len({i.shared.frame_of_reference_uid for i, _ in frames if i.shared.frame_of_reference_uid}) > 1:
+    if 1 < _frames_of_reference(frames) < len(frames):
         reasons.append("mixed frames of reference: FrameOfReferenceUID differs within the series")
     return tuple(reasons)
+
+
+def _frames_of_reference(frames: Iterable[tuple[InstanceHeader, int]]) -> int:
+    """How many there are. One for each image is what some de-identifiers leave (LIDC-IDRI), and says nothing."""
+    return len({instance.shared.frame_of_reference_uid for instance, _ in frames} - {""})
 
 
 def slice_normal(plane: PlaneHeader) -> NDArray[np.float64]:
@@ -319,6 +324,13 @@ def _warnings(placed: Sequence[Placed]) -> list[Warned]:
             Warned(
                 code="slice-gap",
                 sentence=f"slices of {thickness:.2f} mm lie {spacing:.2f} mm apart: what lies between was not imaged",
+            )
+        )
+    if _frames_of_reference((one.instance, one.frame) for one in placed) > 1:
+        found.append(
+            Warned(
+                code="frame-of-reference",
+                sentence="each image names a frame of reference of its own; positions were taken as one",
             )
         )
     announced = {one.instance.shared.images_in_acquisition for one in placed}

@@ -322,14 +322,19 @@ def judge_series(
     *,
     prefer_sop_instance_uids: frozenset[str] = frozenset(),
 ) -> JudgedSeries:
-    """Judge one series by its headers: what it is, its files' faults, size and geometry. All reasons are listed."""
+    """Judge one series by its headers: what it is, its files' faults, size and geometry.
+
+    All reasons are listed, but those of geometry for a series that is none of the kind that is looked for.
+    """
     instances = group.instances
-    reasons = [*group.faults, *refusals(instances, settings), *_instance_faults(instances)]
+    of_its_kind = refusals(instances, settings)
+    reasons = [*group.faults, *of_its_kind, *_instance_faults(instances)]
     size = sum(2 * (i.shared.rows or 0) * (i.shared.columns or 0) * len(i.frames) for i in instances)
     if size > settings.max_series_bytes:
         reasons.append(f"the series would take {size} bytes of memory, the limit is {settings.max_series_bytes}")
     arrangement = arrange(instances, settings, prefer_sop_instance_uids=prefer_sop_instance_uids)
-    reasons.extend(arrangement.reasons)
+    if not of_its_kind:
+        reasons.extend(arrangement.reasons)
     return JudgedSeries(group=group, reasons=tuple(dict.fromkeys(reasons)), arrangement=arrangement)
 
 
@@ -407,7 +412,6 @@ def _lossy(instances: Sequence[InstanceHeader]) -> tuple[Warned, ...]:
 
 def _described(judged: JudgedSeries, *, reasons: tuple[str, ...]) -> CollectedSeries:
     group, arrangement = judged.group, judged.arrangement
-    shared = group.instances[0].shared
     slices = arrangement.slices or tuple(
         CollectedSlice(sop_instance_uid=i.sop_instance_uid, sop_class_uid=i.sop_class_uid, position_mm=0.0)
         for i in group.instances
@@ -421,11 +425,16 @@ def _described(judged: JudgedSeries, *, reasons: tuple[str, ...]) -> CollectedSe
         reasons=reasons,
         slices=slices,
         content_sha256=_content_of_group(group),
-        frame_of_reference_uid=shared.frame_of_reference_uid,
+        frame_of_reference_uid=_common_frame_of_reference(group.instances),
         acquisition=acquisition_of(group.instances, slice_spacing_mm=spacing),
         demographics=demographics_of(group.instances),
         description=_description(group, arrangement),
     )
+
+
+def _common_frame_of_reference(instances: Sequence[InstanceHeader]) -> str:
+    named = {instance.shared.frame_of_reference_uid for instance in instances} - {""}
+    return named.pop() if len(named) == 1 else ""
 
 
 def _content_of_group(group: SeriesGroup) -> str:

@@ -437,7 +437,7 @@ def read_header(
         if size == 0:
             raise NotAnInstance("the file is empty (zero bytes)")
         with quiet_pydicom(), path.open("rb") as fp:
-            dataset, meta, syntax, pixels = _opened(path, fp, settings.max_instance_bytes + settings.max_header_bytes)
+            dataset, meta, syntax, pixels = _opened(path, fp, settings.max_inflated_bytes)
             return _header_of(path, size, dataset, meta, syntax, pixels, settings, keep)
     except NotAnInstance:
         raise

@@ -61,7 +61,10 @@ def _date(value: str) -> date | None:
 
 
 def age_years(patient_age: str, birth_date: str, study_date: str) -> int | None:
-    """Whole years: PatientAge, else StudyDate − PatientBirthDate; 90 and over as 90; None where neither makes sense."""
+    """Whole years: PatientAge, else StudyDate − PatientBirthDate; 90 and over as 90; None where neither makes sense.
+
+    A birth date that is the study's date is what de-identifiers leave, and counts as none.
+    """
     stated = _AGE.match(patient_age.strip().upper())
     if stated:
         number, unit = int(stated.group(1)), stated.group(2)
@@ -69,7 +72,7 @@ def age_years(patient_age: str, birth_date: str, study_date: str) -> int | None:
         if years > 0 or number > 0:
             return min(years, OLDEST)
     born, studied = _date(birth_date), _date(study_date)
-    if born is None or studied is None or studied < born:
+    if born is None or studied is None or studied <= born:
         return None
     years = studied.year - born.year - ((studied.month, studied.day) < (born.month, born.day))
     return min(years, OLDEST) if years <= 130 else None

@@ -24,8 +24,8 @@ class IngestSettings(BaseModel):
     """Decoded bytes of one instance."""
     max_series_bytes: Count = 4 << 30
     """Decoded bytes (int16) of one series."""
-    max_header_bytes: Count = 64 << 20
-    """What may stand before the pixels of one file, inflated."""
+    max_inflated_bytes: Count = 256 << 20
+    """What a deflated file may grow to."""
     min_slices: Count = 3
     max_axial_tilt_degrees: Positive = 45.0
     """Between the slice normal and the patient's head-foot axis; above it a stack is sagittal, coronal or oblique."""
