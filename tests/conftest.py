@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.rabbitmq import *  # noqa: F403
+from tests.fixtures.runs import *  # noqa: F403
 from tests.fixtures.s3 import *  # noqa: F403
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shared.pipeline.rabbit_broker import BrokerSettings, RabbitBroker
 
 from services.trainer.phantoms.archive import write_archive
 from shared.fracture.ledger import Ledger
 from shared.fracture.topology import QUEUES
+from shared.pipeline.rabbit_broker import RabbitBroker
 from tests.fixtures.cluster import Cluster
 from tests.fixtures.runs import place
 
@@ -105,7 +105,7 @@ def test_every_case_of_fifty_ends_once_though_workers_and_broker_die(
         assert ledger.cases.found == alone.ledger.cases.found
         assert ledger.cases.found == sum(ledger.cases.by_state.values())
         assert ledger.cases.by_state == alone.ledger.cases.by_state
-        broker = RabbitBroker(BrokerSettings.model_validate(cluster.settings.rabbitmq))
+        broker = RabbitBroker(cluster.settings.rabbitmq)
         depths = broker.depths([*QUEUES, *(f"{queue}.dead" for queue in QUEUES)])
         broker.close()
         assert {queue: depth.ready for queue, depth in depths.items() if depth.ready} == {}

@@ -9,19 +9,17 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 
 from services.trainer.tiny_bundle import write_tiny_bundle
-from shared.fracture.volume import Mask, to_sitk
+from shared.fracture.volume import Mask, to_sitk, volume_from_sitk
 from shared.records.ledger import sweep_plan, sweep_states
 from tests.fixtures.runs import Place, place
 
 
-def scored(here: Place) -> dict[str, float]:
-    """Fusion probability by key of the result."""
-    return {
-        key: json.loads(data)["classification"]["fusion"]["probability"]
-        for key, data in here.objects("outcomes/classified/").items()
-    }
+def scored(here: Place) -> dict[str, dict[str, object]]:
+    """Classification by key of the result."""
+    return {key: json.loads(data)["classification"] for key, data in here.objects("outcomes/classified/").items()}
 
 
 @pytest.fixture
@@ -105,8 +103,6 @@ def test_one_more_slice_supersedes_the_result(here: Place, phantom_archive: Path
 
 
 def test_another_mask_makes_a_new_case(here: Place, tmp_path: Path, phantom_archive: Path) -> None:
-    import SimpleITK as sitk
-
     files = next(iter(images_of(phantom_archive).values()))
     folder = tmp_path / "series"
     folder.mkdir()
@@ -116,8 +112,6 @@ def test_another_mask_makes_a_new_case(here: Place, tmp_path: Path, phantom_arch
     reader.SetFileNames([str(path) for path in files])
     image = reader.Execute()
     sitk.WriteImage(image, str(tmp_path / "image.nii.gz"))
-    from shared.fracture.volume import volume_from_sitk
-
     geometry = volume_from_sitk(image).geometry
     depth, height, width = geometry.shape_zyx
     ran = []

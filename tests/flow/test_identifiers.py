@@ -11,11 +11,11 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
-from shared.pipeline.logs import configure
 
 from services.embedded import pipeline
 from shared.fracture import keys
 from shared.pipeline.folder_store import FolderStore
+from shared.pipeline.logs import configure
 from tests.fixtures.runs import Place, place
 
 SENTINEL = "ZQSENTINEL"
@@ -122,11 +122,11 @@ def test_the_restricted_prefixes_are_unreadable_without_the_key(
 
 def test_no_identifier_is_in_a_message_or_a_metric(tmp_path: Path, tiny_bundle: Path, phantom_archive: Path) -> None:
     from prometheus_client import generate_latest
-    from services.sources import source_of
 
     from services.composition import teller
     from services.dicom_ingest.sweep import run_sweep
     from services.embedded import intake_of
+    from services.sources import source_of
     from shared.fracture.bundle import load_bundle
     from shared.fracture.ids import Pseudonyms
     from shared.pipeline.metrics import Metrics

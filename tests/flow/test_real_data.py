@@ -71,14 +71,14 @@ def test_totalseg_example_scores_the_lumbar_bodies(here: Place, tmp_path: Path, 
     assert any("border" in reason for reason in cases["T12"].reasons)
     assert any("body" in reason or "mask" in reason for reason in cases["T11"].reasons)
     assert any("T1" in reason and "L5" in reason for reason in cases["S1"].reasons)
-    assert any("spacing" in warning.sentence for warning in case_record(here, cases["L3"]).warnings)
+    assert any("coarsest axis has 3 mm" in warning.sentence for warning in case_record(here, cases["L3"]).warnings)
 
 
 def test_totalseg_example_with_all_organs_counts_the_ignored_labels(
     here: Place, tmp_path: Path, shared_data: Path
 ) -> None:
     example = shared_data / "totalseg-example"
-    image, mask = example / "example_ct.nii.gz", example / "example_seg.nii.gz"
+    image, mask = example / "example_ct_sm.nii.gz", example / "example_seg.nii.gz"
 
     ran = here.run(pairs(tmp_path, image=image, mask=mask, labels="totalseg", roi="vertebra"))
 
