@@ -11,9 +11,9 @@ from typing import Final
 
 from shared.fracture.nomogram import Axis, NomogramModel, NomogramReading, layout
 
-WIDTH: Final = 920.0
-LEFT: Final = 170.0
-RIGHT: Final = 780.0
+WIDTH: Final = 950.0
+LEFT: Final = 130.0
+RIGHT: Final = 715.0
 TOP: Final = 40.0
 ROW: Final = 54.0
 LETTER: Final = 6.6
