@@ -1,4 +1,4 @@
-"""A study in a store as the services before this one leave it: plans, cases, crops, outcomes. Numbers, no pixels read."""
+"""A study in a store as the services before this one leave it: plans, cases, crops, outcomes."""
 
 from __future__ import annotations
 

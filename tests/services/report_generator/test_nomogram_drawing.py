@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,5 +67,5 @@ def test_labels_of_ticks_do_not_run_into_each_other() -> None:
     for axis in (*drawing.axes, drawing.total, drawing.probability):
         for above in (True, False):
             shown = sorted((tick.x, tick.label) for tick in axis.ticks if tick.label and tick.above is above)
-            for (x0, first), (x1, second) in zip(shown, shown[1:], strict=False):
+            for (x0, first), (x1, second) in itertools.pairwise(shown):
                 assert x1 - x0 >= (len(first) + len(second)) * 6.6 / 2
