@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from shared.pipeline.recorder import Recorder
-
 from services.settings import Settings
 from shared.fracture import keys
 from shared.fracture.bundle import Bundle, BundleError, load_bundle
@@ -29,6 +27,7 @@ from shared.pipeline.broker import Broker
 from shared.pipeline.envelope import Envelope
 from shared.pipeline.errors import FractureSweepError
 from shared.pipeline.metrics import Metrics
+from shared.pipeline.recorder import Recorder
 from shared.pipeline.restricted_store import RestrictedStore
 from shared.pipeline.service import Service
 from shared.pipeline.store import Store
@@ -113,8 +112,10 @@ def teller(broker: Broker) -> Callable[[Fact], None]:
     return tell
 
 
-def build_service(name: str, *, settings: Settings, store: Store, bundle: Bundle, metrics: Metrics) -> Service:
-    """One of WORKERS; FractureSweepError where the name is none or its parts cannot be had."""
+def build_service(
+    name: str, *, settings: Settings, store: Store, bundle: Callable[[], Bundle], metrics: Metrics
+) -> Service:
+    """One of WORKERS, with the bundle asked for only where it is needed; FractureSweepError where it cannot be."""
     match name:
         case "segmenter":
             from services.segmenter.service import build as build_segmenter
@@ -123,23 +124,25 @@ def build_service(name: str, *, settings: Settings, store: Store, bundle: Bundle
         case "resampler":
             from services.resampler.service import build as build_resampler
 
-            return build_resampler(store=store, bundle=bundle, settings=settings.resampler)
+            return build_resampler(store=store, bundle=bundle(), settings=settings.resampler)
         case "radiomics-extractor":
             from services.radiomics_extractor.service import build as build_radiomics
 
-            return build_radiomics(store=store, bundle=bundle, settings=settings.radiomics_extractor)
+            return build_radiomics(store=store, bundle=bundle(), settings=settings.radiomics_extractor)
         case "deep-extractor":
             from services.deep_extractor.service import build as build_deep
 
-            return build_deep(store=store, bundle=bundle, settings=settings.deep_extractor, tell_device=metrics.device)
+            return build_deep(
+                store=store, bundle=bundle(), settings=settings.deep_extractor, tell_device=metrics.device
+            )
         case "fusion-classifier":
             from services.fusion_classifier.service import build as build_fusion
 
-            return build_fusion(store=store, bundle=bundle, settings=settings.fusion_classifier)
+            return build_fusion(store=store, bundle=bundle(), settings=settings.fusion_classifier)
         case "report-generator":
             from services.report_generator.service import build as build_reports
 
-            return build_reports(store=store, bundle=bundle, settings=settings.report_generator)
+            return build_reports(store=store, bundle=bundle(), settings=settings.report_generator)
         case _:
             raise FractureSweepError(
                 f"no service is called {name!r}: there are {', '.join((*WORKERS, 'dicom-ingest', 'recorder'))}"

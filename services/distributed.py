@@ -11,8 +11,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from shared.pipeline.rabbit_broker import RabbitBroker
-
 from services.composition import (
     WORKERS,
     build_recorder,
@@ -31,11 +29,12 @@ from services.settings import Settings
 from services.sources import source_of
 from shared.fracture.bundle import Bundle
 from shared.fracture.ids import Pseudonyms, short
-from shared.fracture.topology import DICOM_INGEST, QUEUES, RECORDER, SEGMENTER
+from shared.fracture.topology import DICOM_INGEST, QUEUES, RECORDER
 from shared.pipeline.broker import Broker
 from shared.pipeline.errors import BrokerUnavailable, FractureSweepError, StoreUnavailable
 from shared.pipeline.metrics import Metrics
 from shared.pipeline.minio_store import MinioStore
+from shared.pipeline.rabbit_broker import RabbitBroker
 from shared.pipeline.store import Store
 from shared.pipeline.worker import Worker, serve
 from shared.records.ledger import sweeps
@@ -68,7 +67,6 @@ def run_service(name: str, settings: Settings) -> int:
             f"no service is called {name!r}: there are {', '.join((DICOM_INGEST, *WORKERS, RECORDER))}"
         )
     metrics = Metrics()
-    bundle = None if name in (RECORDER, SEGMENTER) else bundle_of(settings)
     store = open_store(settings)
     broker = open_broker(settings)
     host, port = settings.worker.health_host, settings.worker.health_port
@@ -83,15 +81,17 @@ def run_service(name: str, settings: Settings) -> int:
             health_port=port,
         )
     if name == DICOM_INGEST:
-        if bundle is None:
-            raise AssertionError("dicom-ingest has a bundle")
         worker = InboxWorker(
-            settings=settings, store=store, broker=broker, pseudonyms=pseudonyms_of(settings), bundle=bundle
+            settings=settings,
+            store=store,
+            broker=broker,
+            pseudonyms=pseudonyms_of(settings),
+            bundle=bundle_of(settings),
         )
         return serve(
             worker, broker=broker, checks={"store": store.check}, metrics=metrics, health_host=host, health_port=port
         )
-    service = build_service(name, settings=settings, store=store, bundle=bundle, metrics=metrics)
+    service = build_service(name, settings=settings, store=store, bundle=lambda: bundle_of(settings), metrics=metrics)
     return serve(
         Worker(service, broker, max_attempts=settings.worker.max_attempts, metrics=metrics),
         broker=broker,

@@ -69,7 +69,7 @@ def pipeline(*, settings: Settings, store: Store, bundle: Bundle, metrics: Metri
     with ExitStack() as stack:
         workers: list[Runs] = []
         for name in WORKERS:
-            service = build_service(name, settings=settings, store=store, bundle=bundle, metrics=measured)
+            service = build_service(name, settings=settings, store=store, bundle=lambda: bundle, metrics=measured)
             stack.callback(service.close)
             workers.append(Worker(service, broker, max_attempts=settings.worker.max_attempts, metrics=measured))
         workers.append(build_recorder(store=store, broker=broker, metrics=measured))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
-from shared.pipeline.rabbit_broker import BrokerSettings
 
 from services.deep_extractor.settings import DeepExtractorSettings
 from services.dicom_ingest.settings import IngestSettings
@@ -18,6 +17,7 @@ from services.radiomics_extractor.settings import RadiomicsExtractorSettings
 from services.report_generator.settings import ReportGeneratorSettings
 from services.resampler.settings import ResamplerSettings
 from shared.pipeline.minio_store import StoreSettings
+from shared.pipeline.rabbit_broker import BrokerSettings
 
 DEMO_BUNDLE = Path(__file__).resolve().parents[1] / "deploy" / "bundles" / "demo"
 

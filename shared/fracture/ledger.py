@@ -47,6 +47,8 @@ class CaseStatus:
     level: str
     outcome: Outcome | None = None
     superseded: bool = False
+    unreported: DeadLetterNote | None = None
+    """Of a classified case without its report: the dead letter that may have cost it the report."""
 
     @property
     def terminal(self) -> bool:
@@ -59,7 +61,9 @@ class CaseStatus:
             return "superseded"
         match self.outcome:
             case Classified():
-                return "reported" if report_written else "pending"
+                if report_written:
+                    return "reported"
+                return "pending" if self.unreported is None else "dead-lettered"
             case NotEvaluated():
                 return "not evaluated"
             case Rejection():
@@ -75,10 +79,15 @@ class CaseStatus:
         match self.outcome:
             case NotEvaluated(reasons=reasons) | Rejection(reasons=reasons):
                 return reasons
-            case DeadLetterNote(kind=kind, reason=reason, queue=queue):
-                return (f"{kind} in {queue}: {reason}",)
+            case DeadLetterNote() as note:
+                return (reason_of(note),)
             case _:
                 return ()
+
+
+def reason_of(note: DeadLetterNote) -> str:
+    """A dead letter in one line."""
+    return f"{note.kind} in {note.queue}: {note.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +261,9 @@ def sweep_ledger(
             continue
         series_lines.append((status.state, status.reasons))
         for case in status.cases:
-            case_lines.append((case.state(report_written=state.report_written), case.reasons))
+            where = case.state(report_written=state.report_written)
+            why = (reason_of(case.unreported),) if where == "dead-lettered" and case.unreported else case.reasons
+            case_lines.append((where, why))
     return Ledger(
         sweep_id=sweep_id,
         files=files,

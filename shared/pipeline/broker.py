@@ -39,7 +39,7 @@ class Delivery(Protocol):
 
     @property
     def death(self) -> str:
-        """For a message out of a dead-letter queue that the broker put there: its reason (`delivery_limit`), else ''."""
+        """For a dead letter that the broker itself put there: its reason (`delivery_limit`), else ''."""
 
     def ack(self) -> None:
         """It is done. Silently nothing where the connection it came on is gone (it will come again)."""

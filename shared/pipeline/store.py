@@ -49,4 +49,4 @@ class Store(Protocol):
         """Remove an object; nothing happens where there is none."""
 
     def check(self) -> None:
-        """StoreUnavailable where the store cannot be used now, FractureSweepError where it can never be (no conditional put)."""
+        """StoreUnavailable where it cannot be used now, FractureSweepError where it never can (no conditional put)."""

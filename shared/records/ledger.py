@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from shared.fracture import keys
-from shared.fracture.ledger import CaseStatus, Ledger, Outcome, SeriesState, SeriesStatus, StudyState
+from shared.fracture.ledger import CaseStatus, Ledger, Outcome, SeriesState, SeriesStatus, StudyState, reason_of
 from shared.fracture.ledger import sweep_ledger as ledger_of
 from shared.fracture.records import (
     Classified,
@@ -44,12 +45,15 @@ def series_status(store: Store, planned: PlannedSeries, scope: str) -> SeriesSta
     if planned.rejected:
         plan = None
     current = {case.case_id for case in plan.cases} if plan else set()
+    key = keys.series_dead_lettered(scope, planned.series_id, planned.manifest_id)
+    note = find_record(store, key, DeadLetterNote)
     cases = [
         CaseStatus(
             case_id=case.case_id,
             series_id=planned.series_id,
             level=case.level,
-            outcome=case_outcome(store, scope, case.case_id),
+            # the rest of a series whose message was given up half-way will never be told
+            outcome=case_outcome(store, scope, case.case_id) or note,
         )
         for case in (plan.cases if plan else ())
     ]
@@ -69,10 +73,8 @@ def series_status(store: Store, planned: PlannedSeries, scope: str) -> SeriesSta
     elif rejection is not None:
         state, reasons = "rejected", rejection.reasons
     else:
-        key = keys.series_dead_lettered(scope, planned.series_id, planned.manifest_id)
-        note = find_record(store, key, DeadLetterNote)
         state = "pending" if note is None else "dead-lettered"
-        reasons = () if note is None else (f"{note.kind} in {note.queue}: {note.reason}",)
+        reasons = () if note is None else (reason_of(note),)
     return SeriesStatus(planned=planned, state=state, reasons=reasons, plan=plan, cases=tuple(cases))
 
 
@@ -91,15 +93,21 @@ def study_state(store: Store, study_id: str, scope: str) -> StudyState | None:
         series=tuple(series_status(store, series, scope) for series in plan.series),
         superseded_manifests=tuple(sorted(older)),
     )
-    written = store.exists(keys.report(study_id, state.report_id, "json"))
-    return StudyState(
-        study_id=study_id,
-        scope=scope,
-        plan=plan,
-        series=state.series,
-        superseded_manifests=state.superseded_manifests,
-        report_written=written,
-    )
+    if store.exists(keys.report(study_id, state.report_id, "json")):
+        return replace(state, report_written=True)
+    return replace(state, series=tuple(_unreported(store, scope, series) for series in state.series))
+
+
+def _unreported(store: Store, scope: str, series: SeriesStatus) -> SeriesStatus:
+    """The series with the dead letters of its classified cases, whose report is not there."""
+
+    def looked_up(case: CaseStatus) -> CaseStatus:
+        if case.superseded or not isinstance(case.outcome, Classified):
+            return case
+        note = find_record(store, keys.outcome("dead-lettered", scope, case.case_id), DeadLetterNote)
+        return replace(case, unreported=note)
+
+    return replace(series, cases=tuple(looked_up(case) for case in series.cases))
 
 
 def sweep_plan(store: Store, sweep_id: str) -> SweepPlan | None:

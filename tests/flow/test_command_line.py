@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from services.__main__ import app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,17 +44,18 @@ def command(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]
     ],
 )
 def test_help_is_there_for_every_command(arguments: tuple[str, ...]) -> None:
-    ran = command(*arguments)
+    ran = CliRunner().invoke(app, arguments)
 
-    assert ran.returncode == 0
-    assert "Usage:" in ran.stdout
+    assert ran.exit_code == 0
+    assert "Usage:" in ran.output
 
 
 @pytest.mark.parametrize(
     ("arguments", "environ", "sentence"),
     [
         (("run", "/not/there", "--out", "OUT"), {}, "/not/there is not there"),
-        (("run", "README.md", "--out", "OUT"), {}, "fault"),
+        (("run", "README.md", "--out", "OUT"), {}, "neither a folder of DICOM nor a CSV"),
+        (("run", "CSV", "--out", "OUT"), {}, "unknown column"),
         (("run", "docs", "--out", "OUT", "--labels", "x"), {"FRACTURE_SWEEP_BUNDLE_PATH": "/none"}, "bundle"),
         (("status", "--out", "/not/there"), {}, "holds no store"),
         (("service", "no-such-service"), {}, "no service is called"),
@@ -64,7 +68,10 @@ def test_help_is_there_for_every_command(arguments: tuple[str, ...]) -> None:
 def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(
     arguments: tuple[str, ...], environ: dict[str, str], sentence: str, tmp_path: Path
 ) -> None:
-    arguments = tuple(str(tmp_path / "out") if part == "OUT" else part for part in arguments)
+    table = tmp_path / "pairs.csv"
+    table.write_text("imag,mask\na,b\n")
+    places = {"OUT": str(tmp_path / "out"), "CSV": str(table)}
+    arguments = tuple(places.get(part, part) for part in arguments)
 
     ran = command(*arguments, HOME=str(tmp_path), **environ)
 

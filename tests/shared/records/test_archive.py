@@ -6,14 +6,23 @@ from pathlib import Path
 import pytest
 
 from shared.fracture import keys
-from shared.fracture.messages import CaseDeadLettered, CaseReady, SweepClosed
+from shared.fracture.messages import CaseDeadLettered, CaseReady, MasksReady, SweepClosed
 from shared.fracture.protocol import Protocols
-from shared.fracture.records import DeadLetter, DeadLetterNote, Demographics, StudyPlan
+from shared.fracture.records import (
+    Classified,
+    DeadLetter,
+    DeadLetterNote,
+    Demographics,
+    PlannedCase,
+    PlannedSeries,
+    SeriesPlan,
+    StudyPlan,
+)
 from shared.pipeline.envelope import Envelope, Failure
 from shared.pipeline.errors import FractureSweepError
 from shared.pipeline.folder_store import FolderStore
-from shared.records.archive import newest, read_record, revisions, write_revision
-from shared.records.ledger import case_outcome
+from shared.records.archive import newest, read_record, revisions, write_record, write_revision
+from shared.records.ledger import case_outcome, study_state
 from shared.records.outcomes import record_dead_letter, reject_case
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -133,3 +142,53 @@ def test_a_case_that_was_dead_lettered_and_then_refused_counts_as_refused(store:
     reject_case(store, FACT, service="resampler", reasons=("empty",))
 
     assert not isinstance(case_outcome(store, PROTOCOLS.scope, C), DeadLetterNote)
+
+
+def planned_study(store: FolderStore) -> None:
+    series = PlannedSeries(series_id=B, manifest_id=A, modality="CT", instances=9)
+    write_revision(
+        store,
+        keys.study_plans(A),
+        StudyPlan,
+        lambda number, last: StudyPlan(study_id=A, revision=number, demographics=Demographics(), series=(series,)),
+    )
+    write_revision(
+        store,
+        keys.series_plans(B),
+        SeriesPlan,
+        lambda number, last: SeriesPlan(
+            study_id=A,
+            series_id=B,
+            manifest_id=A,
+            mask_hash=A,
+            revision=number,
+            cases=(PlannedCase(case_id=C, level="L1"), PlannedCase(case_id=A, level="L2")),
+        ),
+    )
+
+
+def test_the_rest_of_a_series_that_was_given_up_half_way_is_not_pending_for_ever(store: FolderStore) -> None:
+    planned_study(store)
+    reject_case(store, FACT, service="resampler", reasons=("empty",))
+    given_up = MasksReady(study_id=A, series_id=B, manifest_id=A, mask_hash=A, protocols=PROTOCOLS)
+
+    dead(store, Envelope.of(given_up), death="delivery_limit")
+
+    state = study_state(store, A, PROTOCOLS.scope)
+    assert state is not None
+    assert state.complete
+    assert [case.state(report_written=False) for case in state.cases] == ["rejected", "dead-lettered"]
+
+
+def test_a_classified_case_whose_report_was_given_up_is_dead_lettered(store: FolderStore) -> None:
+    planned_study(store)
+    result = Classified(
+        case_id=C, study_id=A, series_id=B, level="L1", protocols=PROTOCOLS, classification={"probability": 0.5}
+    )
+    write_record(store, keys.outcome("classified", PROTOCOLS.scope, C), result)
+
+    dead(store, Envelope.of(FACT))
+
+    state = study_state(store, A, PROTOCOLS.scope)
+    assert state is not None
+    assert [case.state(report_written=state.report_written) for case in state.cases] == ["dead-lettered", "pending"]
