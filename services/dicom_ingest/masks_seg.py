@@ -17,9 +17,10 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import UID
 
+from services.dicom_ingest.headers import DEFLATED, quiet_pydicom, syntax_name
 from services.dicom_ingest.level_masks import LevelMask, MaskRefused, ReadMask
 from services.dicom_ingest.level_names import (
     SOME_VERTEBRA,
@@ -31,6 +32,7 @@ from services.dicom_ingest.level_names import (
 )
 from shared.fracture.protocol import RoiKind
 from shared.fracture.records import Warned
+from shared.fracture.uids import OUR_MANUFACTURER
 from shared.fracture.volume import Geometry
 
 GRID_TOLERANCE: Final = 0.1
@@ -39,7 +41,11 @@ GRID_TOLERANCE: Final = 0.1
 FRACTION: Final = 0.5
 """From this share of MaximumFractionalValue on, a fractional pixel is inside."""
 
+MAX_FILE_BYTES: Final = 2 << 30
+"""A larger mask object is refused before it is read."""
+
 _FRAMES_PER_SEGMENT: Final = 20_000
+_NOT_IN_PYDICOM: Final = {"1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression"}
 _NATIVE: Final = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
 _COMPRESSED: Final = frozenset(
     {
@@ -76,11 +82,26 @@ class _Frame:
 
 def read_seg(path: Path, geometry: Geometry, *, frame_of_reference_uid: str) -> ReadMask:
     """The vertebrae of a DICOM SEG on the grid of a volume. Raises MaskRefused with the reason."""
+    with quiet_pydicom():
+        ds = read_mask_object(path, name="DICOM SEG")
+        return seg_masks(ds, geometry, frame_of_reference_uid=frame_of_reference_uid)
+
+
+def read_mask_object(path: Path, *, name: str, pixels: bool = True) -> Dataset:
+    """The dataset of a SEG or RTSTRUCT file, bounded in size. Raises MaskRefused; call it under `quiet_pydicom`."""
     try:
-        ds = pydicom.dcmread(path)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise MaskRefused(f"the {name} has more than {MAX_FILE_BYTES >> 20} MiB")
+        if str(read_file_meta_info(path).get("TransferSyntaxUID", "")) == DEFLATED:
+            raise MaskRefused(f"the {name}'s transfer syntax cannot be decoded: {syntax_name(DEFLATED)}")
+        ds = pydicom.dcmread(path, stop_before_pixels=not pixels)
+        if str(ds.get("Manufacturer", "")) == OUR_MANUFACTURER:
+            raise MaskRefused(f"the {name} was made by this pipeline: ignored as a mask")
+        return ds
+    except MaskRefused:
+        raise
     except Exception as error:  # pydicom raises whatever the bytes lead it to; the file costs only itself
-        raise MaskRefused("the DICOM SEG cannot be read: it is truncated or damaged") from error
-    return seg_masks(ds, geometry, frame_of_reference_uid=frame_of_reference_uid)
+        raise MaskRefused(f"the {name} cannot be read: it is truncated or damaged") from error
 
 
 def seg_masks(ds: Dataset, geometry: Geometry, *, frame_of_reference_uid: str) -> ReadMask:
@@ -285,7 +306,7 @@ def _placed(
 def _refuse_bombs(ds: Dataset, geometry: Geometry, frames: Sequence[_Frame], segments: int) -> None:
     syntax = str(ds.file_meta.TransferSyntaxUID) if "TransferSyntaxUID" in getattr(ds, "file_meta", {}) else ""
     if syntax not in _NATIVE | _COMPRESSED:
-        name = UID(syntax).name if UID(syntax).name != syntax else "an unknown one"
+        name = _NOT_IN_PYDICOM.get(syntax) or syntax_name(syntax)
         raise MaskRefused(f"the DICOM SEG's transfer syntax cannot be decoded: {name}")
     if "PixelData" not in ds:
         raise MaskRefused("the DICOM SEG has no pixel data")
@@ -312,7 +333,10 @@ def _decoded(ds: Dataset, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
         for frame in iter_pixels(ds, indices=list(numbers)):
             yield frame.reshape(int(ds.Rows), int(ds.Columns))
     except Exception as error:  # decoders raise whatever the bytes lead them to
-        raise MaskRefused("the DICOM SEG is damaged: its frames cannot be decoded") from error
+        syntax = syntax_name(str(ds.file_meta.TransferSyntaxUID))
+        raise MaskRefused(
+            f"the frames of the DICOM SEG cannot be decoded ({syntax}, {ds.BitsAllocated} bit)"
+        ) from error
 
 
 def _unpacked(ds: Dataset, numbers: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
