@@ -14,6 +14,8 @@ CLASSES: Final = {
     "gldm": "GLDM",
     "ngtdm": "NGTDM",
 }
+ACRONYMS: Final = frozenset({"Idm", "Idmn", "Id", "Idn", "Imc1", "Imc2"})
+"""GLCM's inverse differences and informational measures of correlation."""
 _COMPONENT = re.compile(r"pca_(\d+)\Z")
 _LOG = re.compile(r"log-sigma-(\d+)-(\d+)-mm-3D\Z")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=\d)(?=[A-Z][a-z])")
@@ -28,7 +30,7 @@ def feature_in_words(name: str) -> str:
     if len(parts) != 3 or parts[1] not in CLASSES:
         return name
     image, feature_class, feature = parts
-    words = " ".join(word if word.isupper() else word.lower() for word in _CAMEL.split(feature))
+    words = feature.upper() if feature in ACRONYMS else " ".join(word.lower() for word in _CAMEL.split(feature))
     return f"{CLASSES[feature_class]}: {words}{_image_in_words(image)}"
 
 
