@@ -319,9 +319,12 @@ def _from_environment(
 ) -> dict[str, _Given]:
     given: dict[str, _Given] = {}
     known = {name for setting in settings for name in (setting.env, setting.env + "_FILE")} | set(ignored)
+    meant = {name.removeprefix(prefix): name for name in known}
+    meant |= {"_".join(setting.path).upper(): setting.env for setting in settings}
     for name in sorted(environ):
         if name.upper().startswith(prefix) and name not in known and not _SERVICE_LINK.search(name):
-            faults.append(f"{name} (environment): there is no such setting{_did_you_mean(name, sorted(known))}")
+            close = _did_you_mean(name.upper().removeprefix(prefix), meant)
+            faults.append(f"{name} (environment): there is no such setting{close}")
     for setting in settings:
         text, path = environ.get(setting.env, ""), environ.get(setting.env + "_FILE", "")
         if text and path:
@@ -450,8 +453,10 @@ def _missing(setting: Setting) -> str:
     return f"{setting.name} is needed and not set: {names}, or {setting.name} in the settings file ({setting.allowed})"
 
 
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    folded = {one.casefold(): one for one in known}
+def _did_you_mean(name: str, known: Sequence[str] | Mapping[str, str]) -> str:
+    """The nearest known name (of a mapping: what it stands for), as the end of a fault."""
+    names = known if isinstance(known, Mapping) else {one: one for one in known}
+    folded = {one.casefold(): meant for one, meant in names.items()}
     close = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
     return f"; did you mean {folded[close[0]]}?" if close else ""
 
