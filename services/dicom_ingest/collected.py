@@ -1,4 +1,4 @@
-"""What the readers of this service (folder, CSV of pairs; later C-STORE and DICOMweb) hand to the one intake behind them.
+"""What the readers of this service (folder, CSV of pairs; later C-STORE and DICOMweb) hand to the one intake.
 
 These objects live in memory alone and hold identifiers; `intake.py` turns them into pseudonymous records and
 restricted identities.
@@ -34,7 +34,7 @@ class PatientIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectedSlice:
-    """One instance of an assembled volume. `sop_instance_uid` may come from the file meta, or be '' (content decides)."""
+    """One instance of an assembled volume. `sop_instance_uid` may come from the file meta, or be ''."""
 
     sop_instance_uid: str
     sop_class_uid: str

@@ -214,7 +214,7 @@ class MaskObject:
     faults: tuple[str, ...] = ()
 
 
-class NotAnInstance(Exception):  # noqa: N818
+class NotAnInstance(Exception):
     """A file that belongs to no series. The reason quotes neither path nor value."""
 
     def __init__(self, reason: str) -> None:

@@ -24,7 +24,7 @@ OVERLAP_LIMIT: Final = 0.01
 MaskSource = Literal["dicom-seg", "rtstruct", "nifti"]
 
 
-class MaskRefused(Exception):  # noqa: N818 - named by its consequence, as pipeline/errors.py does
+class MaskRefused(Exception):
     """A mask cannot be used; the text says why, in words without identifiers."""
 
 

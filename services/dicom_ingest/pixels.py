@@ -13,15 +13,15 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import pixel_array
 
-from services.dicom_ingest.headers import UNCOMPRESSED, InstanceHeader, PlaneHeader, quiet_pydicom, syntax_name
+from services.dicom_ingest.decoding import DecoderDied, read_values, read_values_apart
+from services.dicom_ingest.headers import UNCOMPRESSED, InstanceHeader, PlaneHeader, syntax_name
 from shared.fracture.volume import AIR_HU
 
 _INT16: Final = np.iinfo(np.int16)
 
 
-class CannotDecode(Exception):  # noqa: N818
+class CannotDecode(Exception):
     """Pixels that cannot be had. The reason quotes no value of the header but the transfer syntax's name."""
 
     def __init__(self, reason: str) -> None:
@@ -49,15 +49,17 @@ def stored_values(instance: InstanceHeader) -> NDArray[np.generic]:
     syntax = instance.transfer_syntax_uid
     if not can_decode(syntax):
         raise CannotDecode.by_syntax(syntax)
-    with quiet_pydicom():
-        try:
-            dataset = pydicom.dcmread(instance.path, force=True)
-            dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
-            values = pixel_array(dataset, raw=True)
-        except MemoryError:
-            raise CannotDecode("the pixel data needs more memory than there is") from None
-        except Exception:  # decoders raise what they like, with paths and values in the text
-            raise CannotDecode(_refused(syntax)) from None
+    read = read_values if syntax in UNCOMPRESSED else read_values_apart
+    try:
+        values = read(instance.path, syntax)
+    except MemoryError:
+        raise CannotDecode("the pixel data needs more memory than there is") from None
+    except DecoderDied:
+        raise CannotDecode(
+            f"the decoder died of the pixel data: transfer syntax {syntax_name(syntax)}, damaged"
+        ) from None
+    except Exception:  # decoders raise what they like, with paths and values in the text
+        raise CannotDecode(_refused(syntax)) from None
     shape = (len(instance.frames), instance.shared.rows or 0, instance.shared.columns or 0)
     if values.size != int(np.prod(shape)):
         raise CannotDecode("the pixel data is of another size than Rows and Columns say")
