@@ -132,6 +132,8 @@ def _incomplete(frames: Sequence[tuple[InstanceHeader, int]]) -> tuple[str, ...]
         if lacking:
             reasons.append(f"{keyword} is missing or unusable in {_share(lacking, len(frames))}")
     planes = [instance.frames[number] for instance, number in frames]
+    if not all(instance.shared.rows and instance.shared.columns for instance, _ in frames):
+        reasons.append("Rows or Columns are missing, so that no grid can be made")
     if any(plane.pixel_spacing is not None and min(plane.pixel_spacing) <= 0 for plane in planes):
         reasons.append("PixelSpacing is not above zero")
     if any(plane.rescale_slope == 0 for plane in planes):

@@ -32,18 +32,21 @@ class DecoderDied(Exception):
     """The decoder's process ended, or did not answer in time, with this image."""
 
 
-def read_values(path: Path, transfer_syntax_uid: str) -> NDArray[Any]:
-    """The stored values of a file's pixels in this process; raises what pydicom and its decoders raise."""
+def read_values(path: Path, transfer_syntax_uid: str, decoder: str = "") -> NDArray[Any]:
+    """The stored values of a file's pixels in this process; raises what pydicom and its decoders raise.
+
+    `decoder`: pydicom's name of the one to use ('' for uncompressed pixels).
+    """
     with quiet_pydicom():
         dataset = pydicom.dcmread(path, force=True)
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(transfer_syntax_uid)
-        return np.asarray(pixel_array(dataset, raw=True))
+        return np.asarray(pixel_array(dataset, raw=True, decoding_plugin=decoder))
 
 
-def _read_quietly(path: Path, transfer_syntax_uid: str) -> NDArray[Any] | None:
+def _read_quietly(path: Path, transfer_syntax_uid: str, decoder: str) -> NDArray[Any] | None:
     """In the child: None instead of an exception, whose text could hold values and might not travel."""
     try:
-        return read_values(path, transfer_syntax_uid)
+        return read_values(path, transfer_syntax_uid, decoder)
     except Exception:
         return None
 
@@ -68,9 +71,9 @@ def stop() -> None:
             pool.join()
 
 
-def read_values_apart(path: Path, transfer_syntax_uid: str) -> NDArray[Any]:
+def read_values_apart(path: Path, transfer_syntax_uid: str, decoder: str) -> NDArray[Any]:
     """The stored values of a compressed file's pixels; ValueError where they cannot be decoded, DecoderDied."""
-    future = _process().schedule(_read_quietly, args=(path, transfer_syntax_uid), timeout=SECONDS_AN_IMAGE)
+    future = _process().schedule(_read_quietly, args=(path, transfer_syntax_uid, decoder), timeout=SECONDS_AN_IMAGE)
     try:
         values = future.result()
     except (ProcessExpired, FutureTimeoutError) as error:

@@ -1,12 +1,14 @@
 """Stored values of one instance, decoded, in HU.
 
-Decoders with licences that suit Apache-2.0: python-gdcm (BSD), pylibjpeg-openjpeg (MIT), pyjpegls (MIT). What they
-cannot decode (12-bit lossy JPEG Extended, deflated frames, …) is refused by the syntax's name.
+Decoders with licences that suit Apache-2.0: python-gdcm (BSD), pylibjpeg-openjpeg (MIT), pyjpegls (MIT). One decoder a
+syntax: GDCM aborts the whole process on damaged JPEG 2000, so it gets JPEG alone, and no GPL decoder that happens to
+be installed is ever asked. What they cannot decode (12-bit lossy JPEG Extended, deflated frames, …) is refused by the
+syntax's name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +19,14 @@ from pydicom.pixels.decoders.base import get_decoder
 from services.dicom_ingest.decoding import DecoderDied, read_values, read_values_apart
 from services.dicom_ingest.headers import UNCOMPRESSED, InstanceHeader, PlaneHeader, syntax_name
 from shared.fracture.volume import AIR_HU
+
+DECODERS: Final[Mapping[str, str]] = {
+    "1.2.840.10008.1.2.5": "pydicom",
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70)), "gdcm"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (80, 81)), "pyjpegls"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203)), "pylibjpeg"),
+}
+"""pydicom's name of the decoder of each compressed transfer syntax."""
 
 _INT16: Final = np.iinfo(np.int16)
 
@@ -38,10 +48,8 @@ def can_decode(transfer_syntax_uid: str) -> bool:
     """Whether a decoder for this transfer syntax is installed."""
     if transfer_syntax_uid in UNCOMPRESSED:
         return True
-    try:
-        return bool(get_decoder(pydicom.uid.UID(transfer_syntax_uid)).is_available)
-    except NotImplementedError:
-        return False
+    decoder = DECODERS.get(transfer_syntax_uid)
+    return decoder is not None and decoder in get_decoder(pydicom.uid.UID(transfer_syntax_uid)).available_plugins
 
 
 def stored_values(instance: InstanceHeader) -> NDArray[np.generic]:
@@ -51,7 +59,7 @@ def stored_values(instance: InstanceHeader) -> NDArray[np.generic]:
         raise CannotDecode.by_syntax(syntax)
     read = read_values if syntax in UNCOMPRESSED else read_values_apart
     try:
-        values = read(instance.path, syntax)
+        values = read(instance.path, syntax, DECODERS.get(syntax, ""))
     except MemoryError:
         raise CannotDecode("the pixel data needs more memory than there is") from None
     except DecoderDied:
