@@ -244,8 +244,8 @@ class MinioStore:
     def _probe(self) -> None:
         key = f"probes/{uuid.uuid4().hex}"
         refusal = (
-            "so two workers could overwrite each other: use a server with conditional writes (MinIO from 2024, AWS, "
-            "Ceph from Squid on, SeaweedFS), or a store folder"
+            "so two workers could overwrite each other: use a server with conditional writes (docs/store.md lists some), "
+            "or a store folder"
         )
         with self._explained(key):
             try:
