@@ -244,7 +244,7 @@ class MinioStore:
     def _probe(self) -> None:
         key = f"probes/{uuid.uuid4().hex}"
         refusal = (
-            "so two workers could overwrite each other: use a server with conditional writes (docs/store.md lists some), "
+            "so two workers could overwrite each other: use a server with conditional writes (see docs/store.md), "
             "or a store folder"
         )
         with self._explained(key):
