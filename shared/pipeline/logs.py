@@ -55,6 +55,8 @@ def configure(
     logging.captureWarnings(True)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # pika tells each failed connection in seven lines; the broker tells it in one.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 
 def third_party_only_warns(record: logging.LogRecord) -> bool:

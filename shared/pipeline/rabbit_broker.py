@@ -238,6 +238,8 @@ class RabbitBroker:
     """A connection to RabbitMQ that mends itself; opened by its first use."""
 
     def __init__(self, settings: BrokerSettings) -> None:
+        # pika tells each failed connection in seven lines; here it is one.
+        logging.getLogger("pika").setLevel(logging.CRITICAL)
         self.settings = settings
         self._parameters = settings.parameters()
         self.address = f"{self._parameters.host}:{self._parameters.port}"
