@@ -250,7 +250,7 @@ def read_label_values(path: Path, geometry: Geometry) -> tuple[NDArray[np.uint16
     Its geometry is judged before its voxels are read. Raises NiftiRefused: another geometry, NaN, values that are
     negative, not whole or above 65535, more than `MAX_LABELS` of them, an empty mask.
     """
-    header, image = _open(path, max_voxels=int(np.prod(geometry.shape_zyx)))
+    header, image = _open(path, max_voxels=MAX_VOXELS)
     order, flips = index_map(header, geometry)
     values = np.transpose(_voxels(image, header), order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
     labels = np.empty(geometry.shape_zyx, dtype=np.uint16)

@@ -284,7 +284,9 @@ def _placed(
         float(np.abs(row_step - ideal_row).max()) * max(shape[0] - 1, 1),
     )
     if drift > GRID_TOLERANCE:
-        if max(abs(np.linalg.norm(column_step) - 1), abs(np.linalg.norm(row_step) - 1)) > 1e-3:
+        sizes = np.array([spacing[1], spacing[0]])
+        there = np.array([geometry.spacing_zyx[column_axis], geometry.spacing_zyx[row_axis]])
+        if np.abs(sizes - there).max() > 1e-3 * there.min():
             what = f"pixels of {spacing[0]:.4g} × {spacing[1]:.4g} mm"
         else:
             what = "its planes are turned against the volume's slices"

@@ -70,8 +70,8 @@ def test_an_unknown_name_says_what_is_allowed(tmp_path: Path) -> None:
 def test_any_json_object_is_a_map_of_real_levels_or_one_clear_error(content: dict[str, object]) -> None:
     try:
         label_map = parse_label_map(json.dumps(content))
-    except LabelMapError as error:
-        assert str(error)
-    else:
-        assert label_map.levels
-        assert all(is_level(level) for level in label_map.levels.values())
+    except LabelMapError:
+        return
+
+    assert label_map.levels
+    assert all(is_level(level) for level in label_map.levels.values())

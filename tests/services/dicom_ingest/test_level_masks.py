@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from services.dicom_ingest.level_masks import LevelMask, MaskRefused, cropped, merge_levels, shared_voxels, value_of
