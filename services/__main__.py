@@ -214,9 +214,8 @@ def run(
 @app.command()
 def service(name: Annotated[str, typer.Argument(help="dicom-ingest, segmenter, resampler, … or recorder.")]) -> None:
     """Run one worker of the distributed system (RabbitMQ and S3) until SIGTERM."""
-    from shared.pipeline.logs import configure
-
     from services.distributed import run_service
+    from shared.pipeline.logs import configure
 
     settings = chosen.settings
     configure(level=settings.log.level, stream=sys.stderr, service=name, pretty=False)
@@ -322,9 +321,11 @@ def _print_ledger(ledger: Ledger) -> None:
 
 
 def _print_worklist(worklist: dict[str, Any]) -> None:
-    table = Table(title="worklist (acute first)")
-    for column in ("study", "level", "decision", "acute", "HCR", "DTL", "nomogram", "basis"):
-        table.add_column(column, justify="right" if column in ("acute", "HCR", "DTL", "nomogram") else "left")
+    bases = sorted({row["fracture_basis"] for row in worklist["rows"]})
+    table = Table(title="worklist (acute first)", caption="; ".join(bases) or None)
+    for column in ("study", "level", "decision", "acute", "HCR", "DTL", "nomogram"):
+        right = column in ("acute", "HCR", "DTL", "nomogram")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
 
     def shown(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
@@ -336,7 +337,6 @@ def _print_worklist(worklist: dict[str, Any]) -> None:
             row["level"],
             row["predicted"],
             *(shown(row[name]) for name in numbers),
-            row["fracture_basis"],
         )
     out_console.print(table)
     for line in (worklist["demonstration"], worklist["research_use"]):

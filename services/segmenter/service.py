@@ -1,4 +1,4 @@
-"""Holds the segmenter's place: a series with masks passes through, one without is refused with all that stands against it.
+"""Holds the segmenter's place: a series with masks passes, one without is refused with all that stands against it.
 
 The message exists from the start, so that automatic masks come in here without a change to any neighbour.
 """
@@ -40,9 +40,7 @@ def build(*, store: Store, max_slice_spacing_mm: float = 3.0, tolerance_mm: floa
         assert isinstance(fact, SeriesStored)  # noqa: S101 - the worker hands a handler its own type alone
         manifest = read_record(store, keys.manifest(fact.series_id, fact.manifest_id), SeriesManifest)
         if manifest.mask_hash is None:
-            raise Reject(
-                *refusals(manifest, max_slice_spacing_mm=max_slice_spacing_mm, tolerance_mm=tolerance_mm)
-            )
+            raise Reject(*refusals(manifest, max_slice_spacing_mm=max_slice_spacing_mm, tolerance_mm=tolerance_mm))
         yield MasksReady(
             study_id=fact.study_id,
             series_id=fact.series_id,

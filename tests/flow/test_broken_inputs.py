@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.fixtures.broken_dicom import make_broken_inputs
-
 from shared.fracture.records import FilesLedger, Rejection
 from shared.records.archive import newest, read_record
+from tests.fixtures.broken_dicom import make_broken_inputs
 from tests.fixtures.runs import place
 
 

@@ -55,6 +55,35 @@ def test_embedded_and_distributed_give_identical_features_and_probabilities(
     assert list(store.keys("inbox/")) == []
 
 
+@pytest.mark.shared_data
+def test_real_scans_give_the_same_numbers_embedded_and_distributed(
+    cluster: Cluster, tmp_path: Path, tiny_bundle: Path, shared_data: Path
+) -> None:
+    example, tptbox = shared_data / "totalseg-example", shared_data / "tptbox-l3"
+    report = example / "spine_report" / "example_ct_report"
+    table = tmp_path / "pairs.csv"
+    table.write_text(
+        "image,mask,labels,roi,body,body_labels,age,sex\n"
+        f"{example / 'example_ct.nii.gz'},{report / 'totalseg.nii.gz'},totalseg,vertebra,"
+        f"{report / 'totalseg_vertebrae_body.nii.gz'},1,70,F\n"
+        f"{tptbox / 'sub-ct_label-22_ct.nii.gz'},{tptbox / 'sub-ct_seg-vert_label-22_msk.nii.gz'},verse,vertebra,"
+        f"{tptbox / 'sub-ct_seg-subreg_label-22_msk.nii.gz'},49;50,80,M\n"
+    )
+    here = place(tmp_path / "store", tiny_bundle)
+    alone = here.run(table, name="real")
+    cluster.start()
+
+    submitted = cluster.command("submit", str(table), "--sweep", "real")
+
+    assert submitted.returncode == 0, submitted.stderr
+    ledger = cluster.wait(done, seconds=240, sweep="real")
+    store = cluster.store()
+    assert ledger.cases.by_state == alone.ledger.cases.by_state
+    assert ledger.cases.by_state["reported"] == 6
+    for prefix in ("features/", "outcomes/classified/", "cases/"):
+        assert {key: store.get(key) for key in store.keys(prefix)} == here.objects(prefix)
+
+
 def test_sigterm_drains_and_exits_0(cluster: Cluster, phantom_archive: Path) -> None:
     cluster.start()
     cluster.command("submit", str(phantom_archive))
