@@ -215,7 +215,7 @@ def test_an_image_that_cannot_be_read_is_a_rejected_series(folder: Path) -> None
     series = collect_pair(pair, read_folder=no_folder)
 
     assert series.volume is None
-    assert series.reasons[0].startswith("the image is truncated")
+    assert "truncated" in series.reasons[0]
 
 
 def test_body_labels_that_the_body_mask_lacks_are_a_fault(folder: Path) -> None:
