@@ -179,19 +179,6 @@ class InstanceHeader:
     faults: tuple[str, ...] = ()
     lossy: bool = False
 
-    @property
-    def decoded_bytes(self) -> int:
-        """Bytes of its stored values, decoded (0 where the header does not say)."""
-        shared = self.shared
-        return (
-            (shared.rows or 0)
-            * (shared.columns or 0)
-            * shared.samples_per_pixel
-            * len(self.frames)
-            * ((shared.bits_allocated or 0) + 7)
-            // 8
-        )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskObject:
