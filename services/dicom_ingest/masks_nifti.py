@@ -29,6 +29,9 @@ from shared.fracture.volume import Geometry, Volume
 MAX_VOXELS: Final = 1_000_000_000
 """Of a volume: 512 × 512 × 3,800 slices; more is refused by the header."""
 
+MAX_BYTES: Final = 4 << 30
+"""Of a volume's values in memory; scaled ones (scl_slope, scl_inter) take eight bytes each."""
+
 MAX_LABELS: Final = 500
 """Distinct values in a mask; more is an image rather than a mask."""
 
@@ -105,6 +108,11 @@ def _open(path: Path, *, max_voxels: int) -> tuple[NiftiHeader, Any]:
     size = path.stat().st_size
     if promised > (size * _DEFLATE_LIMIT if path.name.lower().endswith(".gz") else size):
         raise NiftiRefused("is truncated: its header promises more voxels than the file can hold")
+
+    slope, intercept = image.header.get_slope_inter()
+    scaled = slope not in (None, 1) or intercept not in (None, 0)
+    if voxels * (8 if scaled else dtype.itemsize) > MAX_BYTES:
+        raise NiftiRefused(f"would take more than {MAX_BYTES >> 20} MiB of memory")
 
     qform, q_code = image.header.get_qform(coded=True)
     sform, s_code = image.header.get_sform(coded=True)

@@ -222,6 +222,14 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
         read_nifti_volume(tmp_path / "gz.nii.gz")
 
 
+def test_values_that_would_take_too_much_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.dicom_ingest.masks_nifti.MAX_BYTES", 1000)
+    path = write_nifti(tmp_path / "ct.nii.gz", np.zeros((9, 9, 9), np.int16), GRID)
+
+    with pytest.raises(NiftiRefused, match="of memory"):
+        read_nifti_volume(path)
+
+
 def test_files_that_are_broken_or_something_else_are_refused(tmp_path: Path) -> None:
     whole = write_nifti(
         tmp_path / "ok.nii.gz", np.random.default_rng(1).integers(0, 9, (20, 30, 30), dtype=np.int16), grid()
