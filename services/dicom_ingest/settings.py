@@ -20,6 +20,7 @@ class IngestSettings(BaseModel):
     max_rows_columns: Count = 4096
     """Rows or Columns above it are refused before memory is taken."""
     max_frames: Count = 5000
+    """Frames of one instance."""
     max_instance_bytes: Count = 1 << 30
     """Decoded bytes of one instance."""
     max_series_bytes: Count = 4 << 30
@@ -27,6 +28,7 @@ class IngestSettings(BaseModel):
     max_inflated_bytes: Count = 256 << 20
     """What a deflated file may grow to."""
     min_slices: Count = 3
+    """Fewer slices make no volume."""
     max_axial_tilt_degrees: Positive = 45.0
     """Between the slice normal and the patient's head-foot axis; above it a stack is sagittal, coronal or oblique."""
     max_gantry_tilt_degrees: Positive = 0.2
