@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from services.deep_extractor.network import Network, check_golden
 from services.radiomics_extractor.extraction import feature_names, hcr_protocol
 from services.trainer.tiny_bundle import feature_list, parameter_text, write_tiny_bundle
