@@ -11,6 +11,8 @@ import SimpleITK as sitk
 
 from services.dicom_ingest.collected import CollectedSeries
 from services.dicom_ingest.folder import FolderScan, collect_judged, judge_study, read_one_series, scan_folder
+from services.dicom_ingest.headers import InstanceHeader, read_header
+from services.dicom_ingest.pixels import decode_hu
 from services.dicom_ingest.settings import IngestSettings
 from shared.fracture.volume import AIR_HU, volume_from_sitk
 
@@ -209,3 +211,12 @@ def test_a_legacy_converted_multi_frame_object_is_the_volume_of_its_source_image
     assert multi.volume is not None
     assert single.volume.geometry.same_grid(multi.volume.geometry)
     np.testing.assert_array_equal(single.volume.voxels, multi.volume.voxels)
+
+
+def test_jpeg_2000_whose_header_contradicts_pixel_representation_keeps_its_sign(shared_data: Path) -> None:
+    header = read_header(shared_data / "pydicom-odd" / "J2K_pixelrep_mismatch.dcm", IngestSettings())
+    assert isinstance(header, InstanceHeader)
+
+    hu = decode_hu(header)
+
+    assert (hu.min(), hu.max()) == (-2000, 1896)
