@@ -100,13 +100,22 @@ class BrokerSettings(BaseModel):
                 credentials=pika.PlainCredentials(self.username, self.password.get_secret_value()),
             )
             if self.tls:
-                context = ssl.create_default_context(cafile=None if self.tls_ca_file is None else str(self.tls_ca_file))
+                context = _trusting(self.tls_ca_file)
                 parameters.ssl_options = pika.SSLOptions(context, self.host)
         parameters.heartbeat = self.heartbeat_seconds
         parameters.socket_timeout = self.connect_timeout_seconds
         parameters.stack_timeout = self.connect_timeout_seconds
         parameters.connection_attempts = 1
         return parameters
+
+
+def _trusting(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    except OSError as error:
+        raise BrokerUnavailable(
+            f"the certificates in {ca_file} for RabbitMQ cannot be read: {error.strerror}"
+        ) from error
 
 
 class _Publication:

@@ -103,7 +103,9 @@ class Recorder:
         )
 
     def _to_the_end(self, delivery: Delivery, envelope: Envelope | None, stop: threading.Event) -> None:
-        if envelope is None or stop.is_set():
+        if stop.is_set():
+            return  # it returns when the subscription closes
+        if envelope is None:
             delivery.requeue()
             return
         letter = envelope

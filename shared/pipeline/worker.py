@@ -116,7 +116,7 @@ def _slot(subscription: Subscription, receive: Received, stop: threading.Event) 
         except BaseException as error:  # a thread that ended would leave its share of the queue unserved
             LOG.error("the worker loop failed; the message is given back", extra={"fields": {"error": places(error)}})
             stop.wait(_PUBLISH_PAUSE_SECONDS)
-            if delivery is not None:
+            if delivery is not None and not stop.is_set():
                 _give_back(delivery)
 
 
@@ -394,10 +394,11 @@ class _Work:
             self._worker.service.name, self.message_type, outcome=outcome, seconds=max(seconds, 0.0)
         )
         self._log(outcome, seconds)
-        if outcome == "given-back":
-            self.delivery.requeue()
-        else:
+        if outcome != "given-back":
             self.delivery.ack()
+        elif not self.stop.is_set():
+            self.delivery.requeue()
+        # Else it returns when the subscription closes: given back now, it would come to this worker again.
 
     def _settle(self, result: Sequence[BaseModel] | BaseException) -> str:
         try:
