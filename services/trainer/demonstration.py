@@ -77,14 +77,15 @@ def network_features(onnx: bytes, images: NDArray[np.float32]) -> NDArray[np.flo
 
 
 class _Clock:
-    """How long each stage took, over all runs that shared the work folder."""
+    """How long each stage took; what the work folder keeps adds up over runs, what is done anew each time does not."""
 
     def __init__(self, work: Path) -> None:
         self.path = work / "seconds.json"
         self.seconds: dict[str, float] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
-    def add(self, stage: str, started: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
+    def add(self, stage: str, started: float, *, anew: bool = False) -> None:
+        before = 0.0 if anew else self.seconds.get(stage, 0.0)
+        self.seconds[stage] = before + time.monotonic() - started
         self.path.write_text(json.dumps(self.seconds), encoding="utf-8")
 
     @property
@@ -195,7 +196,7 @@ def train(recipe: Recipe, *, out: Path, work: Path) -> Bundle:
         acute=cohort.acute[~test], age=cohort.age[~test], male=cohort.male[~test], score=fit.training.fusion
     )
     threshold = youden_threshold(cohort.acute[~test], fit.training.fusion_probability)
-    clock.add("fitting", started)
+    clock.add("fitting", started, anew=True)
 
     metrics = _metrics(
         recipe,

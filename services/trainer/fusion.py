@@ -14,7 +14,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from services.trainer.selection import Matrix, lasso, spearman_filter, standardisation, varying
@@ -97,7 +96,9 @@ def fit_linear(
             if len(np.unique(acute[train])) < 2:
                 continue
             fitted = _logistic(z[train], acute[train], penalty)
-            errors.append(log_loss(acute[test], fitted.predict_proba(z[test])[:, 1], labels=[0, 1]))
+            sign = np.where(acute[test] == 1, -1.0, 1.0)
+            score = z[test] @ fitted.coef_[0] + fitted.intercept_[0]
+            errors.append(float(np.logaddexp(0.0, sign * score).mean()))
         losses.append(float(np.mean(errors)))
     model = _logistic(z, acute, PENALTIES[int(np.argmin(losses))])
     return LinearModel(

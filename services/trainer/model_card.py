@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -26,11 +27,33 @@ def _table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def _filled(text: str) -> str:
+    """Paragraphs and list items at 120 columns; headings, tables and commands as they are."""
+    paragraphs: list[list[str]] = []
+    for line in text.splitlines():
+        previous = paragraphs[-1][-1] if paragraphs else ""
+        goes_on = (
+            line and previous and not line.startswith(("#", "|", "`", "- ")) and not previous.startswith(("#", "|"))
+        )
+        if goes_on:
+            paragraphs[-1].append(line)
+        else:
+            paragraphs.append([line])
+    filled = []
+    for lines in paragraphs:
+        one = " ".join(part.strip() for part in lines)
+        if one.startswith(("#", "|", "`")):
+            filled.append(one)
+        else:
+            filled.append(textwrap.fill(one, 120, subsequent_indent="  " if one.startswith("- ") else ""))
+    return "\n".join(filled) + "\n"
+
+
 def model_card(metrics: Mapping[str, Any]) -> str:
     """The model card of a demonstration bundle from its metrics.json."""
     cohort, pretraining, at = metrics["cohort"], metrics["pretraining"], metrics["at_threshold"]
     compute, selected = metrics["compute"], metrics["selected"]
-    return f"""# Demonstration bundle: acute or chronic vertebral compression fracture, on PHANTOMS
+    return _filled(f"""# Demonstration bundle: acute or chronic vertebral compression fracture, on PHANTOMS
 
 **Trained and tested on synthetic phantoms only. It has no clinical meaning, and no number on this page says anything
 about patients.** Every result made with it carries that mark.
@@ -85,7 +108,7 @@ network was shown phantoms alone. Ages, scanners and kernels are those of the ge
 ## How it was made
 `{metrics["command"]}`
 
-{compute["processors"]} processor cores, no GPU; about {compute["hours"]:g} hours, of which the network's pre-training
+{compute["processors"]} processor cores, no GPU; about {compute["hours"]:g} h, of which the network's pre-training
 took the largest part. Python {compute["python"]}, torch {compute["torch"]}, scikit-learn {compute["scikit_learn"]},
 pyradiomics {metrics["pyradiomics"]}.
-"""
+""")

@@ -6,21 +6,21 @@ from services.trainer.nomogram_fitting import fit_logistic, fit_nomogram
 from services.trainer.statistics import auc_delong
 
 
-def _rows(seed: int, *, signal: float, cases: int = 90) -> Rows:
+def _rows(seed: int, *, signal: float, cases: int = 70) -> Rows:
     rng = np.random.default_rng(seed)
     patient = np.arange(cases) // 2
     acute = rng.integers(0, 2, size=cases)
-    hcr = rng.standard_normal((cases, 25)) * 10.0 ** rng.integers(-2, 6, size=25)
+    hcr = rng.standard_normal((cases, 10)) * 10.0 ** rng.integers(-2, 6, size=10)
     hcr[:, 3] += signal * acute * hcr[:, 3].std()
-    dtl = rng.standard_normal((cases, 60))
+    dtl = rng.standard_normal((cases, 15))
     dtl[:, :6] += signal * acute[:, None]
-    return Rows(hcr_names=tuple(f"h{n:02d}" for n in range(25)), hcr=hcr, dtl=dtl, acute=acute, patient=patient)
+    return Rows(hcr_names=tuple(f"h{n:02d}" for n in range(10)), hcr=hcr, dtl=dtl, acute=acute, patient=patient)
 
 
 def test_what_tells_the_classes_apart_is_found_out_of_fold() -> None:
     rows = _rows(1, signal=1.5)
 
-    scores = out_of_fold(rows, folds=4, seed=0)
+    scores = out_of_fold(rows, folds=3, seed=0)
 
     assert auc_delong(rows.acute, scores.fusion).value > 0.75
     assert np.isfinite(scores.hcr).all()
@@ -28,8 +28,8 @@ def test_what_tells_the_classes_apart_is_found_out_of_fold() -> None:
 
 def test_permuted_labels_tell_nothing() -> None:
     aucs = [
-        auc_delong(rows.acute, out_of_fold(rows, folds=4, seed=0).fusion).value
-        for rows in (_rows(seed, signal=0.0) for seed in range(4))
+        auc_delong(rows.acute, out_of_fold(rows, folds=3, seed=0).fusion).value
+        for rows in (_rows(seed, signal=0.0) for seed in (1, 2))
     ]
 
     assert 0.35 < np.mean(aucs) < 0.65

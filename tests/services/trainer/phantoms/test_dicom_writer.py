@@ -85,13 +85,13 @@ def test_outlines_follow_pixel_edges_with_holes_turned_round() -> None:
 def test_an_archive_has_the_same_bytes_when_it_is_made_again(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
 
-    first = write_archive(tmp_path / "a", patients=2, seed=4, progress=lambda done, all_: told.append((done, all_)))
-    write_archive(tmp_path / "b", patients=2, seed=4)
+    first = write_archive(tmp_path / "a", patients=1, seed=4, progress=lambda done, all_: told.append((done, all_)))
+    write_archive(tmp_path / "b", patients=1, seed=4)
 
     names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
-    assert told == [(1, 2), (2, 2)]
-    assert len(first) == 2
+    assert told == [(1, 1)]
+    assert len(first) == 1
     assert (tmp_path / "a" / "truth.csv").read_text().splitlines()[0] == "study,level,acute,origin"
 
 
