@@ -1,11 +1,10 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from services.deep_extractor.network import Network  # noqa: E402
-from services.trainer.network import (  # noqa: E402
+from services.deep_extractor.network import Network
+from services.trainer.network import (
     ResNet,
     dequantised,
     initialised,

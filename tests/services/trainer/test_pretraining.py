@@ -2,11 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from services.trainer.network import ResNet, initialised  # noqa: E402
-from services.trainer.pretraining import TARGETS, PretrainingSpec, pretrain, slab, slabs  # noqa: E402
+from services.trainer.network import ResNet, initialised
+from services.trainer.pretraining import TARGETS, PretrainingSpec, pretrain, slab, slabs
 
 pytestmark = pytest.mark.trainer
 
