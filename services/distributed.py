@@ -7,7 +7,8 @@ import socket
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -135,7 +136,7 @@ class InboxWorker:
             if is_open(self._store, sweep_id) and close_sweep(self._store, sweep_id, tell=self._tell):
                 LOG.info("sweep closed", extra={"fields": {"sweep_id": short(sweep_id)}})
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[[], object]) -> None:
         """Outages are waited for; anything else costs one round, and is logged without its text."""
         try:
             work()
@@ -151,9 +152,35 @@ class InboxWorker:
             now = datetime.now(UTC)
             lease = self._settings.inbox.lease_seconds
             if inbox.take_lease(self._store, submission.submission_id, owner=self._owner, now=now, seconds=lease):
-                self._sweep(submission, stop)
+                with self._holding(submission.submission_id):
+                    read = self._sweep(submission, stop)
+                if read:
+                    inbox.empty(submission, store=self._store)
 
-    def _sweep(self, submission: inbox.Submission, stop: threading.Event) -> None:
+    @contextmanager
+    def _holding(self, submission_id: str) -> Iterator[None]:
+        """Renew the lease of a submission until the block ends."""
+        ended = threading.Event()
+        seconds = self._settings.inbox.lease_seconds
+
+        def renew() -> None:
+            while not ended.wait(seconds / 3):
+                self._guarded(
+                    lambda: inbox.take_lease(
+                        self._store, submission_id, owner=self._owner, now=datetime.now(UTC), seconds=seconds
+                    )
+                )
+
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _sweep(self, submission: inbox.Submission, stop: threading.Event) -> bool:
+        """Sweep a submission; whether all of it was read."""
         sweep_id = self._pseudonyms.sweep_id(submission.name)
         with tempfile.TemporaryDirectory(prefix="fracture-sweep-") as folder:
             path = inbox.fetch(submission, store=self._store, into=Path(folder))
@@ -173,6 +200,7 @@ class InboxWorker:
                 tell=self._tell,
                 stopped=stop.is_set,
             )
-        if not stop.is_set():
-            inbox.empty(submission, store=self._store)
-            LOG.info("submission read", extra={"fields": {"sweep_id": short(sweep_id), "files": len(submission.files)}})
+        if stop.is_set():
+            return False
+        LOG.info("submission read", extra={"fields": {"sweep_id": short(sweep_id), "files": len(submission.files)}})
+        return True

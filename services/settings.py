@@ -70,7 +70,8 @@ class InboxSettings(_Section):
         default=5.0, description="How often the inbox is looked at."
     )
     lease_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=3600.0, description="For how long a submission belongs to the worker that reads it."
+        default=60.0,
+        description="A submission belongs to its reader for so long; the reader renews it, a dead one's runs out.",
     )
     close_seconds: Annotated[float, Field(gt=0)] = Field(
         default=15.0, description="How often open sweeps are looked at, to close those with nothing pending."

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from services.dicom_ingest.folder import scan_folder
-from services.dicom_ingest.folder_source import FolderSource, identified_folder
+from services.dicom_ingest.folder import read_identified_series, scan_folder
+from services.dicom_ingest.folder_source import FolderSource
 from services.dicom_ingest.pairs_csv import read_pairs
 from services.dicom_ingest.pairs_source import PairsSource
 from services.dicom_ingest.sweep import Source
@@ -45,4 +45,4 @@ def source_of(
     if path.suffix.lower() != ".csv":
         raise FractureSweepError(f"{path} is neither a folder of DICOM nor a CSV of pairs (a file that ends in .csv)")
     images = read_pairs(path, default_labels=default_labels, default_roi=roi)
-    return PairsSource(images, read_folder=partial(identified_folder, settings=limits), base=path.parent.resolve())
+    return PairsSource(images, read_folder=partial(read_identified_series, settings=limits), base=path.parent.resolve())

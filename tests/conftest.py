@@ -1,4 +1,4 @@
-"""Fixtures and rules of the whole suite: real servers, the public data beside the checkout, nothing left out in silence."""
+"""Fixtures and rules of the whole suite: real servers, the public data, nothing left out in silence."""
 
 from __future__ import annotations
 

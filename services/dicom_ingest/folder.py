@@ -473,18 +473,23 @@ def collect_series(
 
 def read_one_series(path: Path, settings: IngestSettings | None = None) -> CollectedSeries:
     """The one DICOM series of a folder, as a CSV of pairs names it. Several CT series, or none, is a reason."""
+    return read_identified_series(path, settings)[0]
+
+
+def read_identified_series(
+    path: Path, settings: IngestSettings | None = None
+) -> tuple[CollectedSeries, PatientIdentity]:
+    """The one DICOM series of a folder, and whose it is."""
     scan = scan_folder(path, settings)
     groups = [group for study in scan.studies for group in study.series]
-    if len(groups) == 1:
-        return collect_series(groups[0], settings)
     if not groups:
         reasons = sorted({ignored.reason for ignored in scan.ignored})
-        return _no_series(("the folder holds no DICOM image", *reasons[:3]))
+        return _no_series(("the folder holds no DICOM image", *reasons[:3])), PatientIdentity()
     limits = settings or IngestSettings()
-    eligible = [group for group in groups if not judge_series(group, limits).reasons]
+    eligible = groups if len(groups) == 1 else [one for one in groups if not judge_series(one, limits).reasons]
     if len(eligible) == 1:
-        return collect_series(eligible[0], settings)
-    return _no_series((f"the folder holds {len(groups)} DICOM series, one is needed",))
+        return collect_series(eligible[0], settings), eligible[0].identity
+    return _no_series((f"the folder holds {len(groups)} DICOM series, one is needed",)), PatientIdentity()
 
 
 def _no_series(reasons: tuple[str, ...]) -> CollectedSeries:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from services.dicom_ingest.collected import CollectedSeries, PatientIdentity
+from services.dicom_ingest.collected import CollectedSeries
 from services.dicom_ingest.folder import (
     FolderScan,
     JudgedSeries,
@@ -15,8 +15,6 @@ from services.dicom_ingest.folder import (
     collect_judged,
     collect_series,
     judge_study,
-    read_one_series,
-    scan_folder,
 )
 from services.dicom_ingest.mask_choice import SeriesReference, StudyMasks
 from services.dicom_ingest.settings import IngestSettings
@@ -48,11 +46,14 @@ class FolderSource:
             yield CollectedStudy(identity=identity, series=self._series(study))
 
     def _series(self, study: StudyGroup) -> Iterator[CollectedSeries]:
-        masks = StudyMasks(study.mask_objects, [_reference(group) for group in study.series], seg_roi=self._seg_roi)
-        for group, judged in zip(study.series, self._judged(study), strict=True):
+        groups = list(zip(study.series, self._judged(study), strict=True))
+        # a series that is refused claims no mask: its sister may have it
+        eligible = [group for group, judged in groups if judged is None or not judged.reasons]
+        masks = StudyMasks(study.mask_objects, [_reference(group) for group in eligible], seg_roi=self._seg_roi)
+        for group, judged in groups:
             collected = collect_series(group, self._settings) if judged is None else collect_judged(judged)
             collected = replace(collected, files=tuple(self._shown(i.path) for i in group.instances))
-            if collected.volume is None or not study.mask_objects:
+            if group not in eligible or not study.mask_objects:
                 yield collected
                 continue
             try:
@@ -100,18 +101,9 @@ class FolderSource:
 
 
 def _reference(group: SeriesGroup) -> SeriesReference:
+    frames = {instance.shared.frame_of_reference_uid for instance in group.instances}
     return SeriesReference(
         series_instance_uid=group.series_instance_uid,
-        frame_of_reference_uid=group.instances[0].shared.frame_of_reference_uid,
+        frame_of_reference_uid=frames.pop() if len(frames) == 1 else "",
         sop_instance_uids=frozenset(i.sop_instance_uid for i in group.instances if i.sop_instance_uid),
     )
-
-
-def identified_folder(path: Path, settings: IngestSettings) -> tuple[CollectedSeries, PatientIdentity]:
-    """The one DICOM series of a folder, and whose it is (for a CSV of pairs)."""
-    collected = read_one_series(path, settings)
-    for study in scan_folder(path, settings).studies:
-        for group in study.series:
-            if group.series_instance_uid == collected.series_instance_uid:
-                return collected, group.identity
-    return collected, PatientIdentity()

@@ -30,6 +30,7 @@ from services.dicom_ingest.level_names import (
     named_level,
     scheme_of,
 )
+from services.dicom_ingest.pixels import DECODERS
 from shared.fracture.protocol import RoiKind
 from shared.fracture.records import Warned
 from shared.fracture.uids import OUR_MANUFACTURER
@@ -332,7 +333,8 @@ def _decoded(ds: Dataset, numbers: Sequence[int]) -> Iterator[NDArray[Any]]:
         if int(ds.BitsAllocated) == 1 and str(ds.file_meta.TransferSyntaxUID) in _NATIVE:
             yield from _unpacked(ds, numbers)
             return
-        for frame in iter_pixels(ds, indices=list(numbers)):
+        decoder = DECODERS.get(str(ds.file_meta.TransferSyntaxUID), "")
+        for frame in iter_pixels(ds, indices=list(numbers), decoding_plugin=decoder):
             yield frame.reshape(int(ds.Rows), int(ds.Columns))
     except Exception as error:  # decoders raise whatever the bytes lead them to
         syntax = syntax_name(str(ds.file_meta.TransferSyntaxUID))

@@ -101,7 +101,7 @@ def test_sigterm_drains_and_exits_0(cluster: Cluster, phantom_archive: Path) -> 
 def fifty_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A phantom archive of at least fifty cases."""
     folder = tmp_path_factory.mktemp("fifty")
-    write_archive(folder, patients=30, seed=17)
+    write_archive(folder, patients=36, seed=17)
     with (folder / "truth.csv").open() as table:
         assert sum(1 for _ in csv.DictReader(table)) >= 50
     return folder
