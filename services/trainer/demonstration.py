@@ -164,11 +164,14 @@ def _command(recipe: Recipe) -> str:
     )
 
 
-def train(recipe: Recipe, *, out: Path, work: Path) -> Bundle:
-    """Make the demonstration bundle in `out`, keeping and using what lies in `work`."""
+def train(recipe: Recipe, *, out: Path, work: Path, parameters: str | None = None) -> Bundle:
+    """Make the demonstration bundle in `out`, keeping and using what lies in `work`.
+
+    `parameters`: the text of another pyradiomics parameter file than the shipped one.
+    """
     work.mkdir(parents=True, exist_ok=True)
     clock = _Clock(work)
-    parameters = default_parameters()
+    parameters = parameters or default_parameters()
     protocol = hcr_protocol(parameters=parameters, crop_hash=recipe.cohort.crop.crop_hash)
 
     started = time.monotonic()
