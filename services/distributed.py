@@ -6,11 +6,13 @@ import logging
 import socket
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from services.composition import (
     WORKERS,
@@ -42,6 +44,8 @@ from shared.records.ledger import sweeps
 
 LOG = logging.getLogger("fracture_sweep.ingest")
 
+T = TypeVar("T")
+
 
 def open_store(settings: Settings) -> Store:
     """The S3 store, checked: reachable, and honouring conditional puts."""
@@ -61,6 +65,19 @@ def open_broker(settings: Settings) -> Broker:
     return broker
 
 
+def patiently(opened: Callable[[], T], *, seconds: float) -> T:
+    """What `opened` opens, tried again while broker or store is not there yet: they may be restarting beside us."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return opened()
+        except (BrokerUnavailable, StoreUnavailable) as error:
+            if time.monotonic() >= end:
+                raise
+            LOG.warning("waiting for broker or store", extra={"fields": {"error": str(error)}})
+            time.sleep(1.0)
+
+
 def run_service(name: str, settings: Settings) -> int:
     """Run one service until SIGTERM; the exit code."""
     if name not in (*WORKERS, DICOM_INGEST, RECORDER):
@@ -68,8 +85,8 @@ def run_service(name: str, settings: Settings) -> int:
             f"no service is called {name!r}: there are {', '.join((DICOM_INGEST, *WORKERS, RECORDER))}"
         )
     metrics = Metrics()
-    store = open_store(settings)
-    broker = open_broker(settings)
+    store = patiently(lambda: open_store(settings), seconds=settings.worker.start_seconds)
+    broker = patiently(lambda: open_broker(settings), seconds=settings.worker.start_seconds)
     host, port = settings.worker.health_host, settings.worker.health_port
     if name == RECORDER:
         recorder = build_recorder(store=store, broker=broker, metrics=metrics)

@@ -51,6 +51,9 @@ class WorkerSettings(_Section):
     max_attempts: Annotated[int, Field(ge=1, le=100)] = Field(
         default=5, description="How often a message is tried before it goes to the dead letters."
     )
+    start_seconds: Annotated[float, Field(ge=0, le=3600)] = Field(
+        default=60.0, description="How long a starting worker waits for a broker or store that is not there yet."
+    )
     health_host: str = Field(default="0.0.0.0", description="Where /healthz, /readyz and /metrics listen.")  # noqa: S104
     health_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         default=8080, description="Port of /healthz, /readyz and /metrics; 0 takes a free one."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +11,10 @@ import pytest
 
 from services.trainer.phantoms.archive import write_archive
 from shared.fracture.ledger import Ledger
-from shared.fracture.topology import QUEUES
+from shared.fracture.topology import QUEUES, SERVICES
 from shared.pipeline.rabbit_broker import RabbitBroker
 from tests.fixtures.cluster import Cluster
+from tests.fixtures.rabbitmq import until
 from tests.fixtures.runs import place
 
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.s3, pytest.mark.timeout(900)]
@@ -30,10 +31,6 @@ def cluster(
     environ = {**rabbitmq_environ, **s3_environ, "FRACTURE_SWEEP_BUNDLE_PATH": str(tiny_bundle)}
     with Cluster(environ, tmp_path / "logs") as running:
         yield running
-
-
-def results(objects: dict[str, bytes]) -> dict[str, object]:
-    return {key: json.loads(data) for key, data in objects.items()}
 
 
 def test_embedded_and_distributed_give_identical_features_and_probabilities(
@@ -120,16 +117,23 @@ def test_every_case_of_fifty_ends_once_though_workers_and_broker_die(
     with Cluster(environ, tmp_path / "logs") as cluster:
         cluster.start()
         assert cluster.command("submit", str(fifty_cases)).returncode == 0
-        victims = ("dicom-ingest", "resampler", "radiomics-extractor", "deep-extractor", "fusion-classifier")
-        for number, name in enumerate((*victims, "report-generator", "segmenter", "recorder")):
-            cluster.wait(lambda ledger: ledger.cases.found > 0 or ledger.pending > 0, seconds=180, every=0.5)
+        store = cluster.store()
+
+        def results() -> int:
+            return sum(1 for _ in store.keys("outcomes/classified/"))
+
+        until(lambda: results() > 0, 180, "a first result")
+        for number, name in enumerate(SERVICES):
+            time.sleep(1.5)
             cluster.kill(name)
             cluster.start(name)
             if number == 3:
                 node.restart()  # type: ignore[attr-defined]
+        in_the_middle = results()
 
         ledger = cluster.wait(done, seconds=400)
 
+        assert in_the_middle < alone.ledger.cases.found
         assert ledger.exact
         assert ledger.cases.found == alone.ledger.cases.found
         assert ledger.cases.found == sum(ledger.cases.by_state.values())
