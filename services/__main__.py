@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,  # they print local variables, which may name a patient
     help="Reads CT studies, finds vertebral compression fractures, and says which are acute. Research use only.",
 )
 dead_letters_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was given up, and why.")
@@ -80,6 +82,16 @@ def _override(text: str) -> tuple[str, str]:
     return name.strip(), value
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        try:
+            known = version("fracture-sweep")
+        except PackageNotFoundError:
+            known = "(not installed)"
+        out_console.print(f"fracture-sweep {known}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     file: Annotated[
@@ -89,6 +101,9 @@ def options(
     override: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, over all others.", metavar="NAME=VALUE")
     ] = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Say the version and exit.", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options that hold for every command."""
     from_environment = os.environ.get(SETTINGS_VARIABLE)
@@ -235,11 +250,14 @@ def submit(
     from services.composition import pseudonyms_of
     from services.dicom_ingest.inbox import submit as submit_path
     from services.distributed import open_store
+    from services.sources import source_of
 
     if not path.exists():
         raise FractureSweepError(f"{path} is not there: give a folder of DICOM or a CSV of pairs")
     settings = chosen.settings
     pseudonyms = pseudonyms_of(settings)
+    if not path.is_dir():
+        source_of(path, settings=settings, default_labels=labels, default_roi=roi)  # all faults now, not at night
     store = open_store(settings)
     name = sweep or str(path.resolve())
     with bars() as progress:

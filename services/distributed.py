@@ -26,7 +26,7 @@ from services.composition import (
 )
 from services.dicom_ingest import inbox
 from services.dicom_ingest.intake import Tell
-from services.dicom_ingest.sweep import close_sweep, is_open, run_sweep
+from services.dicom_ingest.sweep import NoSource, Source, close_sweep, is_open, run_sweep
 from services.embedded import intake_of
 from services.settings import Settings
 from services.sources import source_of
@@ -201,12 +201,21 @@ class InboxWorker:
         sweep_id = self._pseudonyms.sweep_id(submission.name)
         with tempfile.TemporaryDirectory(prefix="fracture-sweep-") as folder:
             path = inbox.fetch(submission, store=self._store, into=Path(folder))
-            source = source_of(
-                path,
-                settings=self._settings,
-                default_labels=submission.default_labels,
-                default_roi=submission.default_roi,
-            )
+            source: Source
+            try:
+                source = source_of(
+                    path,
+                    settings=self._settings,
+                    default_labels=submission.default_labels,
+                    default_roi=submission.default_roi,
+                )
+            except (BrokerUnavailable, StoreUnavailable):
+                raise
+            except FractureSweepError as error:
+                # its text names files; `submit` and `run` show it to the user who has them
+                reason = f"the submission cannot be read ({type(error).__name__}): `fracture-sweep run` says why"
+                LOG.error("a submission cannot be read", extra={"fields": {"error": type(error).__name__}})
+                source = NoSource((file.path for file in submission.files), reason)
             run_sweep(
                 source,
                 name=submission.name,

@@ -66,6 +66,23 @@ class Source(Protocol):
         """Every file and what became of it; complete after the studies were iterated."""
 
 
+class NoSource:
+    """A submission that cannot be read at all: its files stand in the ledger, each ignored with the reason."""
+
+    total = 0
+
+    def __init__(self, paths: Iterable[str], reason: str) -> None:
+        self._files = tuple(CollectedFile(path=path, role="ignored", reason=reason) for path in paths)
+
+    def studies(self) -> Iterator[CollectedStudy]:
+        """None."""
+        return iter(())
+
+    def files(self) -> tuple[CollectedFile, ...]:
+        """All that was submitted."""
+        return self._files
+
+
 class SweepName(Record):
     """Restricted: a sweep's name as its owner gave it."""
 

@@ -63,4 +63,4 @@ TELLS: Final[Mapping[str, tuple[str, ...]]] = {
     REPORT_GENERATOR: ("ReportWritten",),
     RECORDER: ("SeriesDeadLettered", "CaseDeadLettered"),
 }
-"""Service → the facts that it tells (kept true by a test)."""
+"""Service → the facts that it tells; a test holds each service's imports to what it hears and tells."""

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from services.dicom_ingest.collected import CollectedMask, CollectedSeries, CollectedSlice, PatientIdentity
 from services.dicom_ingest.intake import Intake, StoredStudy
-from services.dicom_ingest.sweep import CollectedFile, CollectedStudy, close_sweep, file_counts, is_open, run_sweep
+from services.dicom_ingest.sweep import (
+    CollectedFile,
+    CollectedStudy,
+    NoSource,
+    close_sweep,
+    file_counts,
+    is_open,
+    run_sweep,
+)
 from shared.fracture import keys
 from shared.fracture.ids import Pseudonyms
 from shared.fracture.messages import Fact, SeriesRejected, SeriesStored, StudyRejected, SweepPlanned
@@ -246,6 +254,26 @@ def test_a_sweep_with_something_pending_is_not_closed(store: FolderStore) -> Non
 
     assert close_sweep(store, sweep_id, tell=told.append) is None
     assert is_open(store, sweep_id)
+
+
+def test_a_submission_that_cannot_be_read_stands_in_the_ledger_of_files(store: FolderStore) -> None:
+    sweep_id = "f" * 64
+    run_sweep(
+        NoSource(["pairs.csv", "ct.nii.gz"], "the submission cannot be read"),
+        name="a sweep",
+        sweep_id=sweep_id,
+        intake=intake(store),
+        store=store,
+        protocols=PROTOCOLS,
+        tell=[].append,
+    )
+
+    ledger = sweep_ledger(store, sweep_id)
+
+    assert ledger is not None
+    assert ledger.exact
+    assert ledger.files.ignored == {"the submission cannot be read": 2}
+    assert close_sweep(store, sweep_id, tell=[].append) is not None
 
 
 def test_file_counts_add_up() -> None:
