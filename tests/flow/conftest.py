@@ -10,6 +10,11 @@ from shared.pipeline.rabbit_broker import BrokerSettings
 
 def environ_of_rabbitmq(settings: BrokerSettings) -> dict[str, str]:
     """The variables that name this broker."""
+    if settings.url is not None:
+        return {
+            "FRACTURE_SWEEP_RABBITMQ_URL": settings.url.get_secret_value(),
+            "FRACTURE_SWEEP_RABBITMQ_PREFIX": settings.prefix,
+        }
     return {
         "RABBITMQ_HOST": settings.host,
         "RABBITMQ_PORT": str(settings.port),
