@@ -92,6 +92,7 @@ def run(
     bundle: Bundle,
     progress: Progress | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    metrics: Metrics | None = None,
 ) -> Ran:
     """Sweep a source into a store and wait until nothing is under way; the ledger says how it ended."""
     shown = Silent() if progress is None else progress
@@ -99,7 +100,7 @@ def run(
     protocols = bundle.manifest.protocols
     sweep_id = pseudonyms.sweep_id(name)
     before = _outcome_keys(store)
-    with pipeline(settings=settings, store=store, bundle=bundle) as running:
+    with pipeline(settings=settings, store=store, bundle=bundle, metrics=metrics) as running:
         tell: Tell = teller(running.broker)
 
         def tick() -> None:
