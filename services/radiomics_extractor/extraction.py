@@ -64,11 +64,19 @@ def extract(image: Volume, mask: Mask, *, parameters: str) -> dict[str, float]:
         found: dict[str, Any] = extractor.execute(to_sitk(image), to_sitk(mask))
     except ValueError as error:
         raise ExtractionError(f"pyradiomics refuses the region of interest: {error}") from error
-    features = {name: float(value) for name, value in found.items()}
+    features = {name: _real(name, value) for name, value in found.items()}
     bad = [name for name, value in features.items() if not math.isfinite(value)]
     if bad:
         raise ExtractionError(f"{len(bad)} of {len(features)} features are not finite, the first is {bad[0]}")
     return features
+
+
+def _real(name: str, value: Any) -> float:
+    """A feature as float64. Newer numpy gives eigenvalues (shape features) as complex numbers whose imaginary part is 0."""
+    number = complex(np.asarray(value).item())
+    if number.imag != 0:
+        raise ExtractionError(f"the feature {name} is a complex number: the region of interest is degenerate")
+    return number.real
 
 
 @functools.lru_cache(maxsize=8)

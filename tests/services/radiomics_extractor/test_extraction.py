@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from services.radiomics_extractor.extraction import (
     ExtractionError,
     ParameterError,
+    _real,
     default_parameters,
     extract,
     feature_names,
@@ -200,3 +201,13 @@ def test_pyradiomics_logs_nothing(caplog, capfd):
 
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("value", [1.5, np.float64(1.5), np.array(1.5), np.complex128(1.5)])
+def test_a_feature_without_imaginary_part_is_a_real_number(value: object) -> None:
+    assert _real("shape_MajorAxisLength", value) == 1.5
+
+
+def test_a_feature_with_an_imaginary_part_is_refused_by_name() -> None:
+    with pytest.raises(ExtractionError, match="shape_MajorAxisLength"):
+        _real("shape_MajorAxisLength", 1.5 + 0.1j)
