@@ -72,7 +72,7 @@ def extract(image: Volume, mask: Mask, *, parameters: str) -> dict[str, float]:
 
 
 def _real(name: str, value: Any) -> float:
-    """A feature as float64. Newer numpy gives eigenvalues (shape features) as complex numbers whose imaginary part is 0."""
+    """A feature as float64. Newer numpy gives eigenvalues (of shape) as complex numbers, imaginary part 0."""
     number = complex(np.asarray(value).item())
     if number.imag != 0:
         raise ExtractionError(f"the feature {name} is a complex number: the region of interest is degenerate")
