@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from services.settings import DEMO_BUNDLE
 from services.trainer.phantoms.archive import write_archive
 from shared.fracture.ledger import Ledger
 from shared.fracture.topology import QUEUES, SERVICES
@@ -54,9 +56,11 @@ def test_embedded_and_distributed_give_identical_features_and_probabilities(
 
 @pytest.mark.shared_data
 def test_real_scans_give_the_same_numbers_embedded_and_distributed(
-    cluster: Cluster, tmp_path: Path, tiny_bundle: Path, shared_data: Path
+    cluster: Cluster, tmp_path: Path, shared_data: Path
 ) -> None:
+    """With the demonstration bundle: all 1,648 radiomics features and the ResNet50."""
     example, tptbox = shared_data / "totalseg-example", shared_data / "tptbox-l3"
+    dicom = shared_data / "totalseg-ct-dicom"
     report = example / "spine_report" / "example_ct_report"
     table = tmp_path / "pairs.csv"
     table.write_text(
@@ -65,18 +69,26 @@ def test_real_scans_give_the_same_numbers_embedded_and_distributed(
         f"{report / 'totalseg_vertebrae_body.nii.gz'},1,70,F\n"
         f"{tptbox / 'sub-ct_label-22_ct.nii.gz'},{tptbox / 'sub-ct_seg-vert_label-22_msk.nii.gz'},verse,vertebra,"
         f"{tptbox / 'sub-ct_seg-subreg_label-22_msk.nii.gz'},49;50,80,M\n"
+        f"{dicom / 'example_ct_dicom'},{dicom / 'example_seg_dicom.nii.gz'},totalseg,vertebra,,,,\n"
     )
-    here = place(tmp_path / "store", tiny_bundle)
-    alone = here.run(table, name="real")
+    with tarfile.open(shared_data / "crlm-1004-dicom" / "CRLM-CT-1004.tar.xz") as tar:
+        tar.extractall(tmp_path / "crlm", filter="data")
+    cluster.environ["FRACTURE_SWEEP_BUNDLE_PATH"] = str(DEMO_BUNDLE)
+    here = place(tmp_path / "store", DEMO_BUNDLE)
+    alone = {"real": here.run(table, name="real"), "crlm": here.run(tmp_path / "crlm", name="crlm")}
     cluster.start()
 
-    submitted = cluster.command("submit", str(table), "--sweep", "real")
+    for name, path in (("real", table), ("crlm", tmp_path / "crlm")):
+        submitted = cluster.command("submit", str(path), "--sweep", name)
+        assert submitted.returncode == 0, submitted.stderr
 
-    assert submitted.returncode == 0, submitted.stderr
-    ledger = cluster.wait(done, seconds=240, sweep="real")
+    ledgers = {name: cluster.wait(done, seconds=400, sweep=name) for name in alone}
     store = cluster.store()
-    assert ledger.cases.by_state == alone.ledger.cases.by_state
-    assert ledger.cases.by_state["reported"] == 6
+    assert {name: ledger.as_json() for name, ledger in ledgers.items()} == {
+        name: ran.ledger.as_json() for name, ran in alone.items()
+    }
+    assert ledgers["real"].cases.by_state["reported"] == 6
+    assert ledgers["crlm"].series.by_state["rejected"] == 1
     for prefix in ("features/", "outcomes/classified/", "cases/"):
         assert {key: store.get(key) for key in store.keys(prefix)} == here.objects(prefix)
 

@@ -70,7 +70,9 @@ def of_the_command_line(crop, folder):
     command = [Path(sys.executable).with_name("pyradiomics"), "image.nrrd", "mask.nrrd", "-p", "parameters.yaml"]
     done = subprocess.run([*command, "-f", "csv"], cwd=folder, capture_output=True, text=True, check=True)
     row = next(csv.DictReader(io.StringIO(done.stdout)))
-    return {name: float(text) for name, text in row.items() if not name.startswith(("diagnostics_", "Image", "Mask"))}
+    # numpy 2.5 and later let the command line print eigenvalues as complex numbers
+    kept = {name: text for name, text in row.items() if not name.startswith(("diagnostics_", "Image", "Mask"))}
+    return {name: complex(text).real for name, text in kept.items()}
 
 
 def as_stored(crop):
