@@ -22,6 +22,7 @@ from shared.fracture.topology import (
     REPORT_GENERATOR,
     RESAMPLER,
     SEGMENTER,
+    SERVICES,
 )
 from shared.pipeline.broker import Broker
 from shared.pipeline.envelope import Envelope
@@ -144,9 +145,12 @@ def build_service(
 
             return build_reports(store=store, bundle=bundle(), settings=settings.report_generator)
         case _:
-            raise FractureSweepError(
-                f"no service is called {name!r}: there are {', '.join((*WORKERS, 'dicom-ingest', 'recorder'))}"
-            )
+            raise no_such_service(name)
+
+
+def no_such_service(name: str) -> FractureSweepError:
+    """That no service has this name, with those that there are."""
+    return FractureSweepError(f"no service is called {name!r}: there are {', '.join(SERVICES)}")
 
 
 def build_recorder(*, store: Store, broker: Broker, metrics: Metrics) -> Recorder:

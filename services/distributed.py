@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from services.composition import (
-    WORKERS,
     build_recorder,
     build_service,
     bundle_of,
     claim,
+    no_such_service,
     pseudonyms_of,
     restricted,
     teller,
@@ -32,7 +32,7 @@ from services.settings import Settings
 from services.sources import source_of
 from shared.fracture.bundle import Bundle
 from shared.fracture.ids import Pseudonyms, short
-from shared.fracture.topology import DICOM_INGEST, QUEUES, RECORDER
+from shared.fracture.topology import DICOM_INGEST, QUEUES, RECORDER, SERVICES
 from shared.pipeline.broker import Broker
 from shared.pipeline.errors import BrokerUnavailable, FractureSweepError, StoreUnavailable
 from shared.pipeline.metrics import Metrics
@@ -80,10 +80,8 @@ def patiently(opened: Callable[[], T], *, seconds: float) -> T:
 
 def run_service(name: str, settings: Settings) -> int:
     """Run one service until SIGTERM; the exit code."""
-    if name not in (*WORKERS, DICOM_INGEST, RECORDER):
-        raise FractureSweepError(
-            f"no service is called {name!r}: there are {', '.join((DICOM_INGEST, *WORKERS, RECORDER))}"
-        )
+    if name not in SERVICES:
+        raise no_such_service(name)
     metrics = Metrics()
     store = patiently(lambda: open_store(settings), seconds=settings.worker.start_seconds)
     broker = patiently(lambda: open_broker(settings), seconds=settings.worker.start_seconds)
