@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,6 +37,7 @@ from shared.pipeline.store import Store
 from shared.records.archive import find_record, newest, write_record, write_revision
 
 SERVICE = "dicom-ingest"
+NOT_JOINED = "late images that cannot join those that are stored (send the whole series again)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class StoredStudy:
     facts: tuple[Fact, ...]
     new: bool
     """Whether anything was stored that was not there before."""
+    unjoined: Mapping[str, str] = field(default_factory=dict)
+    """series_id → why images that came now could not join the scored ones that are durable (those stand)."""
 
 
 def content_sha256(volume: Volume) -> str:
@@ -72,18 +75,23 @@ class Intake:
         fresh = False
         study_id = self.study_id(identity) if identity.study_instance_uid else ""
         demographics = Demographics()
+        unjoined: dict[str, str] = {}
         for series in collected:
             if not study_id:
                 study_id = self._pseudonyms.content_id("study", series.content_sha256.encode())
             if series.demographics != Demographics():
                 demographics = series.demographics
-            line, new = self._store_series(study_id, identity, series)
+            line, new = self._store_series(study_id, identity, series, unjoined)
             planned.append(line)
             fresh = fresh or new
         self._write_identity(study_id, identity)
         _, revised = self._plan(study_id, planned, demographics)
         return StoredStudy(
-            study_id=study_id, series=tuple(planned), facts=self._facts(study_id, planned), new=fresh or revised
+            study_id=study_id,
+            series=tuple(planned),
+            facts=self._facts(study_id, planned),
+            new=fresh or revised,
+            unjoined=unjoined,
         )
 
     def study_id(self, identity: PatientIdentity) -> str:
@@ -113,12 +121,14 @@ class Intake:
         return self._pseudonyms.content_id("image", (series.content_sha256 or "no image").encode())
 
     def _store_series(
-        self, study_id: str, identity: PatientIdentity, series: CollectedSeries
+        self, study_id: str, identity: PatientIdentity, series: CollectedSeries, unjoined: dict[str, str]
     ) -> tuple[PlannedSeries, bool]:
         series_id = self._series_id(study_id, series)
         before = self._current_manifest(study_id, series_id)
         if before is not None:
-            if series.volume is None and self._is_subset(before, series):
+            if series.volume is None:
+                if not self._is_subset(before, series):
+                    unjoined[series_id] = f"{NOT_JOINED}: {(series.reasons or ('no volume',))[0]}"
                 return self._line(before, series), False
             series = self._united(before, series)
         image_hash = self._image_hash(series)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
@@ -129,6 +129,7 @@ def run_sweep(
     write_record(store, keys.sweep_identity(sweep_id), SweepName(sweep_id=sweep_id, name=name))
     references: dict[tuple[str, str], SweepSeries] = {}
     series_of_file: dict[str, str] = {}
+    unjoined: dict[str, str] = {}
     fresh = False
     written_at = clock()
     for done, study in enumerate(source.studies(), start=1):
@@ -139,6 +140,8 @@ def run_sweep(
         store.put(keys.sweep_of_study(stored.study_id, sweep_id), b"")
         for line, files_of_series in zip(stored.series, paths, strict=True):
             series_of_file.update(dict.fromkeys(files_of_series, line.series_id))
+            if line.series_id in stored.unjoined:
+                unjoined.update(dict.fromkeys(files_of_series, stored.unjoined[line.series_id]))
             references[(stored.study_id, line.series_id)] = SweepSeries(
                 study_id=stored.study_id, series_id=line.series_id, manifest_id=line.manifest_id
             )
@@ -152,7 +155,10 @@ def run_sweep(
     if stopped():
         plan = _write_plan(store, sweep_id, protocols, references.values(), FileCounts(), growing=True)
         return SweepRun(plan=plan, new_series=fresh)
-    files = source.files()
+    files = tuple(
+        replace(file, role="ignored", reason=unjoined[file.path]) if file.path in unjoined else file
+        for file in source.files()
+    )
     plan = _write_plan(store, sweep_id, protocols, references.values(), file_counts(files), growing=False)
     _write_files(store, sweep_id, files, series_of_file)
     tell(SweepPlanned(sweep_id=sweep_id))

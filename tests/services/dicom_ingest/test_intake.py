@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.dicom_ingest.collected import CollectedMask, CollectedSeries, CollectedSlice, PatientIdentity
-from services.dicom_ingest.intake import Intake, StoredStudy
+from services.dicom_ingest.intake import NOT_JOINED, Intake, StoredStudy
 from services.dicom_ingest.sweep import (
     CollectedFile,
     CollectedStudy,
@@ -152,6 +152,36 @@ def test_late_slices_with_a_gap_before_them_are_refused_with_the_reason(store: F
     late = intake(store).store_study(WHO, [series(15, 40, mask=False)])
 
     assert [type(fact) for fact in late.facts] == [SeriesRejected, StudyRejected]
+
+
+def test_a_late_image_that_cannot_be_joined_takes_no_result_back_and_is_named(store: FolderStore) -> None:
+    whole = intake(store).store_study(WHO, [series(0, 20)])
+    late = replace(series(20, 21, mask=False), volume=None, reasons=("1 image makes no volume",), files=("late",))
+
+    class Source:
+        total = 1
+
+        def studies(self) -> Iterator[CollectedStudy]:
+            yield CollectedStudy(identity=WHO, series=[late])
+
+        def files(self) -> tuple[CollectedFile, ...]:
+            return (CollectedFile(path="late", role="image"),)
+
+    ran = run_sweep(
+        Source(),
+        name="late",
+        sweep_id="c" * 64,
+        intake=intake(store),
+        store=store,
+        protocols=PROTOCOLS,
+        tell=[].append,
+    )
+
+    assert [s.manifest_id for s in ran.plan.series] == [s.manifest_id for s in whole.series]
+    ((reason, count),) = ran.plan.files.ignored.items()
+    assert count == 1
+    assert reason.startswith(NOT_JOINED)
+    assert "1 image makes no volume" in reason
 
 
 def test_a_mask_that_comes_later_is_a_new_state_and_goes_no_more(store: FolderStore) -> None:
