@@ -17,10 +17,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.setup: $(BIN)/python pyproject.toml $(LOCK)
+	@echo "installing the services into $(VENV) (a minute or two) ..."
 	$(PIP) install --quiet --constraint $(LOCK) --editable '.[all]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.setup
+	@echo "installing what the tests need, torch among it (some minutes) ..."
 	$(PIP) install --quiet --constraint $(LOCK) --editable '.[test,check]'
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --quiet "torch==$(TORCH_VERSION)"
 	$(PIP) install --quiet --constraint $(LOCK) --editable '.[trainer]'
