@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import shutil
 from pathlib import Path
 
 import pydicom
@@ -20,7 +19,21 @@ from tests.fixtures.runs import Place, place
 
 SENTINEL = "ZQSENTINEL"
 TEXT_VRS = {"PN", "LO", "SH", "ST", "LT", "UT", "UC"}
-KEPT = {"ConvolutionKernel", "Manufacturer", "SegmentLabel", "CodeMeaning", "CodeValue", "CodingSchemeDesignator"}
+"""Texts of these kinds are replaced wherever they stand, in nested items too."""
+KEPT = {
+    *("ConvolutionKernel", "Manufacturer", "SegmentLabel"),
+    *("CodeMeaning", "CodeValue", "CodingSchemeDesignator", "MappingResource", "ContextIdentifier"),
+}
+"""What the pipeline reads and keeps: it names a machine or an anatomy, no person."""
+ADDED = (
+    *("OtherPatientNames", "PatientBirthName", "PatientMotherBirthName", "PatientTelephoneNumbers"),
+    *("PatientComments", "AdditionalPatientHistory", "MedicalRecordLocator", "MilitaryRank", "Occupation"),
+    *("EthnicGroup", "CurrentPatientLocation", "AdmissionID", "ImageComments", "OperatorsName", "PhysiciansOfRecord"),
+    *("PerformingPhysicianName", "RequestingPhysician", "NameOfPhysiciansReadingStudy", "InstitutionAddress"),
+    *("InstitutionalDepartmentName", "DeviceSerialNumber", "ProtocolName", "RequestedProcedureDescription"),
+    *("FillerOrderNumberImagingServiceRequest", "PerformedProcedureStepDescription", "DerivationDescription"),
+)
+"""Identifying attributes (PS3.15, table E.1-1) that a phantom does not have."""
 
 
 def sentinel_archive(source: Path, target: Path) -> list[str]:
@@ -34,6 +47,8 @@ def sentinel_archive(source: Path, target: Path) -> list[str]:
         _mark(ds, uids)
         ds.PatientName = f"{SENTINEL}^NAME"
         ds.PatientID = f"{SENTINEL}-ID"
+        for keyword in ADDED:
+            setattr(ds, keyword, SENTINEL)
         ds.OtherPatientIDs = f"{SENTINEL}-OTHER"
         ds.IssuerOfPatientID = f"{SENTINEL}-ISSUER"
         ds.PatientBirthDate = "19370119"
@@ -59,6 +74,8 @@ def _mark(ds: Dataset, uids: dict[str, str]) -> None:
         if element.VR == "SQ":
             for item in element.value:
                 _mark(item, uids)
+        elif element.VR in TEXT_VRS and element.keyword not in KEPT and element.value:
+            element.value = SENTINEL
         elif element.VR == "UI" and "Class" not in element.keyword and element.keyword != "TransferSyntaxUID":
             for value in [element.value] if isinstance(element.value, str) else element.value:
                 uids.setdefault(str(value), generate_uid())
@@ -161,8 +178,3 @@ def test_no_identifier_is_in_a_message_or_a_metric(tmp_path: Path, tiny_bundle: 
     for body in bodies:
         assert_free(body, sentinels, "a message")
     assert_free(generate_latest(metrics.registry), sentinels, "a metric")
-
-
-@pytest.fixture(autouse=True)
-def _clean(tmp_path: Path) -> None:
-    shutil.rmtree(tmp_path / "store", ignore_errors=True)
