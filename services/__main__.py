@@ -150,7 +150,7 @@ def _log(level: str) -> None:
     configure(level=level, stream=sys.stderr, service="fracture-sweep", pretty=sys.stderr.isatty())
 
 
-def _embedded_settings(out: Path) -> Settings:
+def _embedded_settings() -> Settings:
     """The settings of a run of the user's own: keys are made at the first run where none are named."""
     from services.embedded import default_key_folder
     from shared.pipeline.secrets_files import make_secret_file
@@ -191,7 +191,7 @@ def run(
         raise FractureSweepError(f"{path} is not there: give a folder of DICOM or a CSV of pairs")
     if named:
         chosen.overrides["report_generator.named_reports"] = "true"
-    settings = _embedded_settings(out)
+    settings = _embedded_settings()
     _log("WARNING" if settings.log.level == "INFO" else settings.log.level)
     bundle = bundle_of(settings)
     pseudonyms = pseudonyms_of(settings)
@@ -285,7 +285,7 @@ def _store(out: Path | None) -> Any:
         return open_store(chosen.settings)
     if not (out / "store").is_dir():
         raise FractureSweepError(f"{out} holds no store: give the folder that `fracture-sweep run` wrote to")
-    return restricted(FolderStore(out / "store"), _embedded_settings(out))
+    return restricted(FolderStore(out / "store"), _embedded_settings())
 
 
 OutOption = Annotated[
@@ -443,7 +443,7 @@ def dead_letters_replay(
     from services.composition import bundle_of
     from services.embedded import pipeline
 
-    settings = _embedded_settings(out)
+    settings = _embedded_settings()
     with pipeline(settings=settings, store=store, bundle=bundle_of(settings)) as running:
         replay_all(running.broker)
         running.wait_until_idle()

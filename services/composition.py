@@ -121,7 +121,11 @@ def build_service(
         case "segmenter":
             from services.segmenter.service import build as build_segmenter
 
-            return build_segmenter(store=store, max_slice_spacing_mm=settings.resampler.max_spacing_mm)
+            return build_segmenter(
+                store=store,
+                max_slice_spacing_mm=settings.resampler.max_spacing_mm,
+                tolerance_mm=settings.resampler.spacing_tolerance_mm,
+            )
         case "resampler":
             from services.resampler.service import build as build_resampler
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +91,6 @@ def run(
     pseudonyms: Pseudonyms,
     bundle: Bundle,
     progress: Progress | None = None,
-    stopped: Callable[[], bool] = lambda: False,
     metrics: Metrics | None = None,
 ) -> Ran:
     """Sweep a source into a store and wait until nothing is under way; the ledger says how it ended."""
@@ -119,7 +118,6 @@ def run(
             protocols=protocols,
             tell=tell,
             progress=read,
-            stopped=stopped,
         )
         running.wait_until_idle(tick)
         close_sweep(store, sweep_id, tell=tell)

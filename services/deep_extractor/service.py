@@ -19,10 +19,11 @@ from shared.fracture.protocol import DtlProtocol
 from shared.fracture.sagittal import sagittal_image
 from shared.fracture.topology import DEEP_EXTRACTOR
 from shared.fracture.volume import mask_from_nrrd, volume_from_nrrd
-from shared.pipeline.errors import NotInStore, Reject, Retry
+from shared.pipeline.errors import Reject, Retry
 from shared.pipeline.service import Batch, Service
 from shared.pipeline.store import Store
-from shared.records.outcomes import rejecting
+from shared.records.archive import crop_files
+from shared.records.outcomes import case_ids, rejecting
 
 _log = logging.getLogger(__name__)
 
@@ -92,11 +93,7 @@ def extract_batch(facts: Sequence[BaseModel], *, store: Store, network: Network,
 
 def picture_of(store: Store, ready: CaseReady, protocol: DtlProtocol) -> NDArray[np.float32]:
     """The network's input for a case; Retry where the crop is not there, Reject where it cannot be used."""
-    try:
-        image = store.get(keys.case_image(protocol.crop_hash, ready.case_id))
-        mask = store.get(keys.case_mask(protocol.crop_hash, ready.case_id))
-    except NotInStore:
-        raise Retry("the crop of the case is not in the store") from None
+    image, mask = crop_files(store, protocol.crop_hash, ready.case_id)
     try:
         volume, roi = volume_from_nrrd(image), mask_from_nrrd(mask)
     except (RuntimeError, ValueError):
@@ -144,10 +141,4 @@ def _vector(result: NDArray[np.float64] | Exception, *, network: Network, protoc
 
 
 def _extracted(ready: CaseReady) -> FeaturesExtracted:
-    return FeaturesExtracted(
-        study_id=ready.study_id,
-        series_id=ready.series_id,
-        case_id=ready.case_id,
-        protocols=ready.protocols,
-        kind="dtl",
-    )
+    return FeaturesExtracted.model_validate({**case_ids(ready), "kind": "dtl"})

@@ -90,15 +90,6 @@ class SweepName(Record):
     name: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepRun:
-    """What a run of a sweep found."""
-
-    plan: SweepPlan
-    new_series: bool
-    """Whether anything was stored that was not there before."""
-
-
 def file_counts(files: Iterable[CollectedFile]) -> FileCounts:
     """The ledger of files in numbers."""
     ignored: Counter[str] = Counter()
@@ -124,13 +115,12 @@ def run_sweep(
     progress: Callable[[int, int], None] = lambda done, total: None,
     stopped: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
-) -> SweepRun:
+) -> SweepPlan:
     """Store, plan and tell everything of a source. Safe to run again: what is there is told again, not made again."""
     write_record(store, keys.sweep_identity(sweep_id), SweepName(sweep_id=sweep_id, name=name))
     references: dict[tuple[str, str], SweepSeries] = {}
     series_of_file: dict[str, str] = {}
     unjoined: dict[str, str] = {}
-    fresh = False
     written_at = clock()
     for done, study in enumerate(source.studies(), start=1):
         if stopped():
@@ -147,14 +137,13 @@ def run_sweep(
             )
         for fact in stored.facts:
             tell(fact)
-        fresh = fresh or stored.new
         if clock() - written_at > WRITE_EVERY_SECONDS:
             _write_plan(store, sweep_id, protocols, references.values(), FileCounts(), growing=True)
             written_at = clock()
         progress(done, source.total)
     if stopped():
         plan = _write_plan(store, sweep_id, protocols, references.values(), FileCounts(), growing=True)
-        return SweepRun(plan=plan, new_series=fresh)
+        return plan
     files = tuple(
         replace(file, role="ignored", reason=unjoined[file.path]) if file.path in unjoined else file
         for file in source.files()
@@ -162,7 +151,7 @@ def run_sweep(
     plan = _write_plan(store, sweep_id, protocols, references.values(), file_counts(files), growing=False)
     _write_files(store, sweep_id, files, series_of_file)
     tell(SweepPlanned(sweep_id=sweep_id))
-    return SweepRun(plan=plan, new_series=fresh)
+    return plan
 
 
 def _write_plan(
@@ -213,11 +202,11 @@ def _write_files(
             for file in files
         ),
     )
-    prefix = keys.sweep_files(sweep_id, 0).rsplit("/", 1)[0] + "/"
+    prefix = keys.sweep_files(sweep_id)
     last = newest(store, prefix, FilesLedger)
     if last is None or digest(last.model_dump(mode="json")) != digest(record.model_dump(mode="json")):
         number = 1 + sum(1 for _ in store.keys(prefix))
-        while not write_record(store, keys.sweep_files(sweep_id, number), record):
+        while not write_record(store, keys.revision(prefix, number), record):
             number += 1
 
 

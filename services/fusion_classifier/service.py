@@ -23,7 +23,7 @@ from shared.pipeline.errors import NotInStore, Reject, Retry
 from shared.pipeline.service import Service
 from shared.pipeline.store import Store
 from shared.records.archive import read_record, write_record
-from shared.records.outcomes import case_not_evaluated, rejecting
+from shared.records.outcomes import case_ids, case_not_evaluated, rejecting
 
 OUTSIDE_CODE: Final = "outside-training-range"
 
@@ -92,7 +92,7 @@ def _told_before(fact: FeaturesExtracted, store: Store) -> tuple[FractureClassif
     if store.exists(keys.outcome("classified", scope, fact.case_id)):
         return (_classified(fact),)
     if store.exists(keys.outcome("not-evaluated", scope, fact.case_id)):
-        return (CaseNotEvaluated.model_validate(_ids(fact)),)
+        return (CaseNotEvaluated.model_validate(case_ids(fact)),)
     return ()
 
 
@@ -143,13 +143,4 @@ def _strange_sentence(result: Classification) -> str:
 
 
 def _classified(fact: FeaturesExtracted) -> FractureClassified:
-    return FractureClassified.model_validate(_ids(fact))
-
-
-def _ids(fact: FeaturesExtracted) -> dict[str, object]:
-    return {
-        "study_id": fact.study_id,
-        "series_id": fact.series_id,
-        "case_id": fact.case_id,
-        "protocols": fact.protocols,
-    }
+    return FractureClassified.model_validate(case_ids(fact))

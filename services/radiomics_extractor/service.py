@@ -24,10 +24,11 @@ from shared.fracture.ids import short
 from shared.fracture.messages import FACTS, CaseReady, FeaturesExtracted
 from shared.fracture.protocol import HcrProtocol
 from shared.fracture.topology import RADIOMICS_EXTRACTOR
-from shared.pipeline.errors import FractureSweepError, NotInStore, Reject, Retry
+from shared.pipeline.errors import FractureSweepError, Reject, Retry
 from shared.pipeline.service import Service
 from shared.pipeline.store import Store
-from shared.records.outcomes import rejecting
+from shared.records.archive import crop_files
+from shared.records.outcomes import case_ids, rejecting
 
 
 def build(*, store: Store, bundle: Bundle, settings: RadiomicsExtractorSettings | None = None) -> Service:
@@ -103,11 +104,7 @@ def extract_case(
         )
     key = keys.hcr_features(protocol.hcr_hash, fact.case_id)
     if not store.exists(key):
-        try:
-            image = store.get(keys.case_image(protocol.crop_hash, fact.case_id))
-            mask = store.get(keys.case_mask(protocol.crop_hash, fact.case_id))
-        except NotInStore:
-            raise Retry("the crop of the case is not in the store") from None
+        image, mask = crop_files(store, protocol.crop_hash, fact.case_id)
         try:
             features = pool.extract(image=image, mask=mask)
         except ExtractionError as error:
@@ -122,10 +119,4 @@ def extract_case(
             provenance={name: version(name) for name in (DISTRIBUTION, "SimpleITK", "numpy", "PyWavelets")},
         )
         store.put(key, vector.to_bytes())
-    return FeaturesExtracted(
-        study_id=fact.study_id,
-        series_id=fact.series_id,
-        case_id=fact.case_id,
-        protocols=fact.protocols,
-        kind="hcr",
-    )
+    return FeaturesExtracted.model_validate({**case_ids(fact), "kind": "hcr"})

@@ -178,9 +178,9 @@ def sweep_identity(sweep_id: str) -> str:
     return f"identities/sweeps/{sweep_id}/name.json"
 
 
-def sweep_files(sweep_id: str, number: int) -> str:
-    """The ledger of files of a sweep: each path with the series it is part of, or why it was ignored."""
-    return f"identities/sweeps/{sweep_id}/files/{number:08d}.json"
+def sweep_files(sweep_id: str) -> str:
+    """The prefix of the ledger of files of a sweep: each path with its series, or why it was ignored."""
+    return f"identities/sweeps/{sweep_id}/files/"
 
 
 INBOX: Final = "inbox/"

@@ -117,8 +117,6 @@ class StudyState:
     scope: str
     plan: StudyPlan
     series: tuple[SeriesStatus, ...]
-    superseded_manifests: tuple[tuple[str, str], ...] = ()
-    """(series_id, manifest_id) of older plans."""
     report_written: bool = False
     """Whether the report with this `report_id` lies in the store."""
 

@@ -133,8 +133,6 @@ class StudyPlan(Record):
     supersedes: int | None = None
     demographics: Demographics
     series: tuple[PlannedSeries, ...]
-    study_date: str | None = None
-    """Never set while results are pseudonymous; kept for schema stability."""
 
 
 class PlannedCase(BaseModel):

@@ -7,7 +7,7 @@ written (z, y, x) too, so that no array is ever transposed in silence. xyz exist
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +70,6 @@ class Volume:
     def __post_init__(self) -> None:
         if self.voxels.shape != self.geometry.shape_zyx:
             raise ValueError(f"voxels {self.voxels.shape} do not fit the geometry {self.geometry.shape_zyx}")
-
-    def with_voxels(self, voxels: NDArray[np.generic]) -> Volume:
-        """The same grid with other values."""
-        return replace(self, voxels=voxels)
 
 
 @dataclass(frozen=True, kw_only=True)

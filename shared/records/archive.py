@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from shared.fracture import keys
 from shared.fracture.records import Record
-from shared.pipeline.errors import FractureSweepError, NotInStore
+from shared.pipeline.errors import FractureSweepError, NotInStore, Retry
 from shared.pipeline.store import Store
 
 M = TypeVar("M", bound=BaseModel)
@@ -73,3 +73,11 @@ def write_revision(
             return last, False
         if write_record(store, keys.revision(prefix, number), record):
             return record, True
+
+
+def crop_files(store: Store, crop_hash: str, case_id: str) -> tuple[bytes, bytes]:
+    """The NRRD files of a case's crop and its mask; Retry where they are not there."""
+    try:
+        return store.get(keys.case_image(crop_hash, case_id)), store.get(keys.case_mask(crop_hash, case_id))
+    except NotInStore:
+        raise Retry("the crop of the case is not in the store") from None

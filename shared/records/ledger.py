@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from shared.fracture import keys
@@ -80,18 +80,14 @@ def series_status(store: Store, planned: PlannedSeries, scope: str) -> SeriesSta
 
 def study_state(store: Store, study_id: str, scope: str) -> StudyState | None:
     """A study under a bundle as the store shows it now; None where it has no plan."""
-    plans = revisions(store, keys.study_plans(study_id), StudyPlan)
-    if not plans:
+    plan = newest(store, keys.study_plans(study_id), StudyPlan)
+    if plan is None:
         return None
-    plan = plans[-1]
-    now = {(series.series_id, series.manifest_id) for series in plan.series}
-    older = {(s.series_id, s.manifest_id) for p in plans[:-1] for s in p.series} - now
     state = StudyState(
         study_id=study_id,
         scope=scope,
         plan=plan,
         series=tuple(series_status(store, series, scope) for series in plan.series),
-        superseded_manifests=tuple(sorted(older)),
     )
     if store.exists(keys.report(study_id, state.report_id, "json")):
         return replace(state, report_written=True)
@@ -115,16 +111,13 @@ def sweep_plan(store: Store, sweep_id: str) -> SweepPlan | None:
     return newest(store, keys.sweep_plans(sweep_id), SweepPlan)
 
 
-def sweep_states(
-    store: Store, plan: SweepPlan, *, progress: Callable[[], None] = lambda: None
-) -> dict[str, StudyState]:
+def sweep_states(store: Store, plan: SweepPlan) -> dict[str, StudyState]:
     """The state of every study of a sweep, by study id."""
     states: dict[str, StudyState] = {}
     for study_id in sorted({series.study_id for series in plan.series}):
         state = study_state(store, study_id, plan.protocols.scope)
         if state is not None:
             states[study_id] = state
-        progress()
     return states
 
 

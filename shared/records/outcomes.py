@@ -36,7 +36,8 @@ def _series_ids(fact: OfSeries) -> dict[str, object]:
     }
 
 
-def _case_ids(fact: OfCase) -> dict[str, object]:
+def case_ids(fact: OfCase) -> dict[str, object]:
+    """The ids of a case, for another fact about it."""
     return {
         "study_id": fact.study_id,
         "series_id": fact.series_id,
@@ -56,13 +57,13 @@ def reject_case(store: Store, fact: OfCase, *, service: str, reasons: tuple[str,
     """Record why a case is refused, and the fact that tells it."""
     record = Rejection(service=service, reasons=reasons, recorded_at=datetime.now(UTC))
     write_record(store, keys.outcome("rejected", fact.protocols.scope, fact.case_id), record)
-    return CaseRejected.model_validate(_case_ids(fact))
+    return CaseRejected.model_validate(case_ids(fact))
 
 
 def case_not_evaluated(store: Store, fact: OfCase, record: NotEvaluated) -> CaseNotEvaluated:
     """Record by which rule a case is not scored, and the fact that tells it. `fact` names the case."""
     write_record(store, keys.outcome("not-evaluated", fact.protocols.scope, fact.case_id), record)
-    return CaseNotEvaluated.model_validate(_case_ids(fact))
+    return CaseNotEvaluated.model_validate(case_ids(fact))
 
 
 def rejecting(store: Store, service: str) -> Callable[[BaseModel, tuple[str, ...]], Iterable[BaseModel]]:
@@ -126,7 +127,7 @@ def record_dead_letter(
             return ()
         case OfCase():
             write_record(store, keys.outcome("dead-lettered", fact.protocols.scope, fact.case_id), note)
-            return (CaseDeadLettered.model_validate(_case_ids(fact)),)
+            return (CaseDeadLettered.model_validate(case_ids(fact)),)
         case OfSeries():
             scope = fact.protocols.scope
             write_record(store, keys.series_dead_lettered(scope, fact.series_id, fact.manifest_id), note)

@@ -167,7 +167,7 @@ def test_a_late_image_that_cannot_be_joined_takes_no_result_back_and_is_named(st
         def files(self) -> tuple[CollectedFile, ...]:
             return (CollectedFile(path="late", role="image"),)
 
-    ran = run_sweep(
+    plan = run_sweep(
         Source(),
         name="late",
         sweep_id="c" * 64,
@@ -177,8 +177,8 @@ def test_a_late_image_that_cannot_be_joined_takes_no_result_back_and_is_named(st
         tell=[].append,
     )
 
-    assert [s.manifest_id for s in ran.plan.series] == [s.manifest_id for s in whole.series]
-    ((reason, count),) = ran.plan.files.ignored.items()
+    assert [s.manifest_id for s in plan.series] == [s.manifest_id for s in whole.series]
+    ((reason, count),) = plan.files.ignored.items()
     assert count == 1
     assert reason.startswith(NOT_JOINED)
     assert "1 image makes no volume" in reason
