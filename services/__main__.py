@@ -484,6 +484,34 @@ def make_keys(folder: Annotated[Path, typer.Argument(help="Where the two key fil
         out_console.print(f"{folder / name}")
 
 
+@app.command("secrets")
+def make_secrets(
+    folder: Annotated[Path, typer.Argument(help="Where they go; a folder that no other user can look into.")],
+    bucket: Annotated[str, typer.Option("--bucket", help="The bucket that the S3 policies name.")] = "fracture-sweep",
+) -> None:
+    """Make the secrets of a distributed site that are not there yet: keys, and a user a service with its own rights.
+
+    Beside random passwords it writes what follows from them: RabbitMQ's definitions, the S3 server's identities and
+    policies, Orthanc's configuration. Passwords and keys are never replaced; the rest is written anew. Back it up.
+    """
+    from services.provisioning import write_secrets
+
+    files = write_secrets(folder, bucket=bucket)
+    out_console.print(f"{len(files)} files in {folder}: back up pseudonym.key and encryption.key, apart from the data")
+
+
+@app.command("prepare-store")
+def prepare_store() -> None:
+    """Make the bucket of the distributed store where it is not there, as a user who may."""
+    from shared.pipeline.minio_store import MinioStore
+
+    settings = chosen.settings
+    if settings.s3 is None:
+        raise FractureSweepError("no store is named: set S3_ENDPOINT, S3_ACCESS_KEY and S3_SECRET_KEY_FILE")
+    MinioStore(settings.s3).check()
+    out_console.print(f"the bucket {settings.s3.bucket} is there, and the server keeps to conditional writes")
+
+
 @app.command("settings")
 def show_settings() -> None:
     """Every setting: what holds, where it came from, what is allowed. Secrets are hidden."""

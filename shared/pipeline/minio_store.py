@@ -41,6 +41,7 @@ _TAKEN = frozenset({"PreconditionFailed"})
 _CONFLICT = frozenset({"ConditionalRequestConflict", "OperationAborted"})
 _FULL = frozenset({"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientStorage"})
 _REFUSED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled"})
+_PROBES = "probes/"
 _WRITER = "x-amz-meta-writer"
 _SHA256 = "x-amz-meta-sha256"
 
@@ -161,7 +162,10 @@ class MinioStore:
     def check(self) -> None:
         """The bucket is there (made if need be) and the server keeps to conditional writes; else see the contract."""
         with self._explained(""):
-            if not self._minio.bucket_exists(self._bucket):
+            if not self._settings.create_bucket:
+                # a user of least privilege may list below probes/, and not ask for the bucket itself
+                next(iter(self._minio.list_objects(self._bucket, prefix=_PROBES)), None)
+            elif not self._minio.bucket_exists(self._bucket):
                 self._make_bucket()
         self._probe_once()
 
@@ -171,8 +175,6 @@ class MinioStore:
         return f"the S3 server {self._settings.endpoint}"
 
     def _make_bucket(self) -> None:
-        if not self._settings.create_bucket:
-            raise StoreUnavailable(f"{self._name} has no bucket {self._bucket}: make it, or set S3_CREATE_BUCKET=true")
         try:
             self._minio.make_bucket(self._bucket)
         except S3Error as error:
@@ -242,7 +244,7 @@ class MinioStore:
                 self._probed = True
 
     def _probe(self) -> None:
-        key = f"probes/{uuid.uuid4().hex}"
+        key = f"{_PROBES}{uuid.uuid4().hex}"
         refusal = (
             "so two workers could overwrite each other: use a server with conditional writes (see docs/store.md), "
             "or a store folder"
@@ -314,7 +316,9 @@ class MinioStore:
         if code in _FULL or status == 507:
             return StoreFull(f"{self._name} has no room ({code})")
         if code == "NoSuchBucket":
-            return StoreUnavailable(f"{self._name} has no bucket {self._bucket} (S3_BUCKET)")
+            return StoreUnavailable(
+                f"{self._name} has no bucket {self._bucket} (S3_BUCKET): make it, or set S3_CREATE_BUCKET=true"
+            )
         if code in _REFUSED:
             return StoreUnavailable(
                 f"{self._name} refuses us ({code}): see S3_ACCESS_KEY, S3_SECRET_KEY and the rights on {self._bucket}"

@@ -39,6 +39,8 @@ LOG = logging.getLogger("fracture_sweep.rabbit_broker")
 EXCHANGE: Final = "fracture"
 UNLIMITED: Final = 1_000_000_000
 """Delivery limit of a dead-letter queue: RabbitMQ 4 would otherwise drop a letter after 20 deliveries."""
+CONSUMER_TIMEOUT_SECONDS: Final = 6 * 3600.0
+"""Longest time between delivery and acknowledgement, longer than the longest case."""
 _BACKOFF_SECONDS: Final = (0.2, 20.0)
 _CHANNEL_PAUSE_SECONDS: Final = 1.0
 
@@ -56,9 +58,11 @@ class BrokerSettings(BaseModel):
     port: Annotated[int, Field(ge=1, le=65535)] = Field(
         default=5672, description="Port of RabbitMQ (5671 is usual with TLS).", json_schema_extra=_env("RABBITMQ_PORT")
     )
-    username: str = Field(default="guest", description="User of RabbitMQ.", json_schema_extra=_env("RABBITMQ_USERNAME"))
-    password: SecretStr = Field(
-        default=SecretStr("guest"), description="Its password.", json_schema_extra=_env("RABBITMQ_PASSWORD")
+    username: str | None = Field(
+        default=None, description="User of RabbitMQ; there is no default.", json_schema_extra=_env("RABBITMQ_USERNAME")
+    )
+    password: SecretStr | None = Field(
+        default=None, description="Its password.", json_schema_extra=_env("RABBITMQ_PASSWORD")
     )
     virtual_host: str = Field(
         default="/", description="Virtual host of RabbitMQ.", json_schema_extra=_env("RABBITMQ_VIRTUAL_HOST")
@@ -68,6 +72,12 @@ class BrokerSettings(BaseModel):
     )
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = Field(
         default="", description="Put before the names of exchange and queues, so that two systems share one broker."
+    )
+    declare_queues: bool = Field(
+        default=True,
+        description="Make exchange and queues where they are not there. A user of least privilege may not: then the "
+        "broker's own definitions make them, and false looks whether they are there.",
+        json_schema_extra=_env("RABBITMQ_DECLARE_QUEUES"),
     )
     heartbeat_seconds: Annotated[int, Field(ge=1, le=600)] = Field(
         default=30, description="After two of these without a sign of life the connection counts as lost."
@@ -79,7 +89,7 @@ class BrokerSettings(BaseModel):
         default=10.0, description="How long the first connection may take."
     )
     consumer_timeout_seconds: Annotated[float, Field(ge=60, le=7 * 86400)] = Field(
-        default=6 * 3600.0,
+        default=CONSUMER_TIMEOUT_SECONDS,
         description="Longest time between delivery and acknowledgement; longer than the longest case. RabbitMQ 4 takes "
         "it from here, older ones from their own consumer_timeout.",
     )
@@ -89,10 +99,15 @@ class BrokerSettings(BaseModel):
     )
 
     def parameters(self) -> pika.ConnectionParameters:
-        """What pika connects with."""
+        """What pika connects with; FractureSweepError where no user is named."""
         if self.url is not None:
             parameters = pika.URLParameters(self.url.get_secret_value())
         else:
+            if self.username is None or self.password is None:
+                raise FractureSweepError(
+                    "no user of RabbitMQ is named: set RABBITMQ_USERNAME and RABBITMQ_PASSWORD (or "
+                    "RABBITMQ_PASSWORD_FILE)"
+                )
             parameters = pika.ConnectionParameters(
                 host=self.host,
                 port=self.port,
@@ -294,7 +309,7 @@ class RabbitBroker:
         A message cannot overtake another in `<queue>.retry`: a delay may last as long as a longer one before it.
         """
         target = f"{self.settings.prefix}{queue}" + (".retry" if delay_seconds > 0 else "")
-        self._send("", target, body, delay_seconds, f"there is no queue named {queue}")
+        self._send(self._exchange, target, body, delay_seconds, f"there is no queue named {queue}")
 
     def subscribe(self, queue: str, *, prefetch: int) -> RabbitSubscription:
         """Begin to consume a queue."""
@@ -576,9 +591,11 @@ class RabbitBroker:
     def _on_publisher_closed(self, channel: Any, reason: Exception) -> None:
         self._publisher = None
         unconfirmed, self._unconfirmed = list(self._unconfirmed.values()), {}
-        if isinstance(reason, pika.exceptions.ChannelClosedByBroker) and reason.reply_code == 404:
+        if isinstance(reason, pika.exceptions.ChannelClosedByBroker) and reason.reply_code in (403, 404):
+            # Which of them it was the broker does not say. Refused ones are not sent again: it would refuse them again.
+            gone = reason.reply_code == 404
             for publication in unconfirmed:
-                publication.resolve(Unroutable("not declared"))
+                publication.resolve(Unroutable("not declared") if gone else self._refused(reason))
         if self._connection is not None and self._connection.is_open:
             self._open_publisher()
 
@@ -654,11 +671,13 @@ class RabbitBroker:
             if subscription.channel is not channel:
                 return
             subscription.ended(lost=True)
-            gone = isinstance(reason, pika.exceptions.ChannelClosedByBroker) and reason.reply_code == 404
-            if gone and not subscription.consuming.done():
+            code = reason.reply_code if isinstance(reason, pika.exceptions.ChannelClosedByBroker) else 0
+            if code == 404 and not subscription.consuming.done():
                 subscription.consuming.set_exception(
                     FractureSweepError(f"there is no queue named {subscription.queue}: declare it first")
                 )
+            elif code == 403 and not subscription.consuming.done():
+                subscription.consuming.set_exception(self._refused(reason))
             elif self._connection.is_open and not subscription.cancelling:
                 LOG.warning(
                     "a consumer was closed by RabbitMQ; consuming again",
@@ -696,11 +715,16 @@ class RabbitBroker:
 
         def on_channel(channel: Any) -> None:
             channel.add_on_close_callback(lambda _, reason: self._finish(done, reason))
-            channel.exchange_declare(self._exchange, "topic", durable=True, callback=_ignore)
+            if self.settings.declare_queues:
+                channel.exchange_declare(self._exchange, "topic", durable=True, callback=_ignore)
             for queue, message_types in topology.items():
                 for name, arguments in self.queue_arguments(queue).items():
+                    if not self.settings.declare_queues:
+                        channel.queue_declare(prefix + name, passive=True, callback=_ignore)
+                        continue
                     channel.queue_declare(prefix + name, durable=True, arguments=arguments, callback=_ignore)
-                for message_type in message_types:
+                    channel.queue_bind(prefix + name, self._exchange, prefix + name, callback=_ignore)
+                for message_type in message_types if self.settings.declare_queues else ():
                     channel.queue_bind(prefix + queue, self._exchange, message_type, callback=_ignore)
             # Answered after all the others.
             channel.exchange_declare(self._exchange, passive=True, callback=lambda _: channel.close())
@@ -709,20 +733,9 @@ class RabbitBroker:
 
     def queue_arguments(self, queue: str) -> Mapping[str, Mapping[str, Any]]:
         """The three queues of a queue, each with the arguments that it is declared with."""
-        # at-least-once: the broker keeps a dead letter until its target confirmed it; that needs reject-publish.
-        safe = {
-            "x-queue-type": "quorum",
-            "x-dead-letter-exchange": "",
-            "x-dead-letter-strategy": "at-least-once",
-            "x-overflow": "reject-publish",
-        }
-        timeout = {"x-consumer-timeout": round(self.settings.consumer_timeout_seconds * 1000)}
-        name = self.settings.prefix + queue
-        return {
-            f"{queue}.dead": {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED} | timeout,
-            queue: safe | {"x-delivery-limit": DELIVERY_LIMIT, "x-dead-letter-routing-key": f"{name}.dead"} | timeout,
-            f"{queue}.retry": safe | {"x-dead-letter-routing-key": name},
-        }
+        return queue_arguments(
+            queue, prefix=self.settings.prefix, consumer_timeout_seconds=self.settings.consumer_timeout_seconds
+        )
 
     def _look(self, queues: Sequence[str], found: dict[str, Depth], done: Future[Any]) -> None:
         def on_channel(channel: Any) -> None:
@@ -760,15 +773,43 @@ class RabbitBroker:
                         "empty, delete it and start again, or choose another rabbitmq.prefix"
                     )
                 case 404:
-                    return FractureSweepError(f"RabbitMQ at {self.address}: {what} is not there: declare it first")
+                    return self._unavailable(
+                        f"{what} is not there: load the definitions that `fracture-sweep secrets` makes, or set "
+                        "RABBITMQ_DECLARE_QUEUES=true"
+                    )
                 case 403:
                     return self._unavailable(
-                        f"user {self._user()} may not use {what}: give it configure, write and read permissions"
+                        f"user {self._user()} may not use {what}: its permissions are those of another service, or are "
+                        "not loaded (see docs/distributed.md)"
                     )
         return self._unavailable(_why(reason))
 
     def _user(self) -> str:
         return str(getattr(self._parameters.credentials, "username", self.settings.username))
+
+
+def queue_arguments(
+    queue: str, *, prefix: str = "", consumer_timeout_seconds: float = CONSUMER_TIMEOUT_SECONDS
+) -> Mapping[str, Mapping[str, Any]]:
+    """The three queues of a queue (without prefix) → the arguments that each is declared with.
+
+    Each is bound to the exchange by its own name, and dead letters travel through the exchange too: so the exchange is
+    all that a worker needs to write to, and the broker can hold it to its own routing keys.
+    """
+    # at-least-once: the broker keeps a dead letter until its target confirmed it; that needs reject-publish.
+    safe = {
+        "x-queue-type": "quorum",
+        "x-dead-letter-exchange": prefix + EXCHANGE,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+    timeout = {"x-consumer-timeout": round(consumer_timeout_seconds * 1000)}
+    name = prefix + queue
+    return {
+        f"{queue}.dead": {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED} | timeout,
+        queue: safe | {"x-delivery-limit": DELIVERY_LIMIT, "x-dead-letter-routing-key": f"{name}.dead"} | timeout,
+        f"{queue}.retry": safe | {"x-dead-letter-routing-key": name},
+    }
 
 
 def _ignore(_: Any) -> None:

@@ -21,10 +21,23 @@ def make_secret_file(path: Path) -> bytes:
     """The secret in the file, which is made (64 hexadecimal digits, mode 0600) when it is not there."""
     if not path.exists():
         try:
-            _create(path, secrets.token_bytes(SECRET_BYTES))
+            _create(path, secrets.token_hex(SECRET_BYTES).encode(), mode=0o600)
         except OSError as error:
             raise FractureSweepError(f"the secret file {path} cannot be made: {error.strerror}") from None
     return read_secret_file(path)
+
+
+def keep_secret_text(path: Path, text: str) -> str:
+    """What stands in the file, which is made with `text` when it is not there; never replaced.
+
+    Every user may read the file itself, as containers must that run under another user: its folder keeps it (0700).
+    """
+    try:
+        if not path.exists():
+            _create(path, text.encode(), mode=0o444)
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise FractureSweepError(f"the secret file {path} cannot be made or read: {error.strerror}") from None
 
 
 def read_secret_file(path: Path) -> bytes:
@@ -57,13 +70,14 @@ def read_secret_file(path: Path) -> bytes:
     return secret
 
 
-def _create(path: Path, secret: bytes) -> None:
+def _create(path: Path, text: bytes, *, mode: int) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with open(handle, "wb") as file:
-            file.write(secret.hex().encode() + b"\n")
+            file.write(text + b"\n")
+            os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
         try:

@@ -281,7 +281,7 @@ def test_queues_are_quorum_with_explicit_limit_and_dead_letter_exchange(rabbitmq
 
     assert arguments["work"]["x-queue-type"] == "quorum"
     assert arguments["work"]["x-delivery-limit"] == 2
-    assert arguments["work"]["x-dead-letter-exchange"] == ""
+    assert arguments["work"]["x-dead-letter-exchange"] == f"{rabbitmq.prefix}fracture"
     assert arguments["work"]["x-dead-letter-routing-key"] == f"{rabbitmq.prefix}work.dead"
     with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="inequivalent arg"):
         channel.queue_declare(

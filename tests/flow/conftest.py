@@ -6,6 +6,7 @@ import pytest
 
 from shared.pipeline.minio_store import StoreSettings
 from shared.pipeline.rabbit_broker import BrokerSettings
+from tests.fixtures.rabbitmq import credentials
 
 
 def environ_of_rabbitmq(settings: BrokerSettings) -> dict[str, str]:
@@ -18,8 +19,7 @@ def environ_of_rabbitmq(settings: BrokerSettings) -> dict[str, str]:
     return {
         "RABBITMQ_HOST": settings.host,
         "RABBITMQ_PORT": str(settings.port),
-        "RABBITMQ_USERNAME": settings.username,
-        "RABBITMQ_PASSWORD": settings.password.get_secret_value(),
+        **credentials(settings),
         "RABBITMQ_VIRTUAL_HOST": settings.virtual_host,
         "FRACTURE_SWEEP_RABBITMQ_PREFIX": settings.prefix,
     }

@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from shared.pipeline.errors import BrokerUnavailable
+from shared.pipeline.errors import BrokerUnavailable, FractureSweepError
 from shared.pipeline.rabbit_broker import BrokerSettings, RabbitBroker
+
+USER = {"username": "a-user", "password": SecretStr("hush-hush")}
+
+
+def test_there_is_no_default_user() -> None:
+    with pytest.raises(FractureSweepError, match="set RABBITMQ_USERNAME and RABBITMQ_PASSWORD"):
+        RabbitBroker(BrokerSettings(host="broker.example"))
 
 
 def test_the_password_is_never_shown() -> None:
@@ -25,14 +32,14 @@ def test_an_address_takes_the_place_of_its_parts() -> None:
 
 
 def test_tls_checks_the_servers_name() -> None:
-    parameters = BrokerSettings(host="broker.example", tls=True).parameters()
+    parameters = BrokerSettings(host="broker.example", tls=True, **USER).parameters()
 
     assert parameters.ssl_options.server_hostname == "broker.example"
     assert parameters.ssl_options.context.check_hostname
 
 
 def test_certificates_that_are_not_there_are_named(tmp_path: Path) -> None:
-    settings = BrokerSettings(tls=True, tls_ca_file=tmp_path / "ca.pem")
+    settings = BrokerSettings(tls=True, tls_ca_file=tmp_path / "ca.pem", **USER)
 
     with pytest.raises(BrokerUnavailable, match=r"ca\.pem"):
         RabbitBroker(settings)
@@ -45,7 +52,7 @@ def test_a_prefix_that_is_no_name_is_refused(prefix: str) -> None:
 
 
 def test_dead_letters_have_no_limit_and_return_names_follow_the_prefix() -> None:
-    broker = RabbitBroker(BrokerSettings(prefix="site."))
+    broker = RabbitBroker(BrokerSettings(prefix="site.", **USER))
 
     arguments = broker.queue_arguments("work")
 
