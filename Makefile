@@ -5,8 +5,16 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO ?= demo
+# GPU=1 puts the deep extractor on an NVIDIA GPU
+COMPOSE ?= docker compose -f docker-compose.yml $(if $(GPU),-f deploy/compose.gpu.yml)
+AS_ME := --user "$$(id -u):$$(id -g)"
+# the site's own keys, where `make secrets` made them: then embedded and distributed give the same ids
+SITE := $(wildcard secrets/pseudonym.key)
+KEYS := $(if $(SITE),FRACTURE_SWEEP_SECRETS_PSEUDONYM_KEY_FILE=secrets/pseudonym.key \
+  FRACTURE_SWEEP_SECRETS_ENCRYPTION_KEY_FILE=secrets/encryption.key)
 
-.PHONY: help setup demo test check format bundle lock clean
+.PHONY: help setup demo test check format bundle lock clean secrets up down logs ps submit status export \
+  demo-distributed chaos pin-images
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,16 +43,66 @@ setup: $(VENV)/.setup ## the virtual environment .venv with all services (no tor
 
 demo: setup ## the main job on phantoms: make an archive, sweep it, print the worklist
 	$(BIN)/fracture-sweep phantoms $(DEMO)/archive --patients 8 --seed 11
-	$(BIN)/fracture-sweep run $(DEMO)/archive --out $(DEMO)/results
+	$(KEYS) $(BIN)/fracture-sweep run $(DEMO)/archive --out $(DEMO)/results$(if $(SITE),-site)
+
+# -- the whole system by docker compose (docs/distributed.md) ----------------------------------------------------------
+secrets: ## random passwords and keys into secrets/, those that are not there yet
+	@mkdir -p secrets && chmod 700 secrets
+	@if [ -x $(BIN)/fracture-sweep ]; then $(BIN)/fracture-sweep secrets secrets; else \
+	  echo "making the secrets with our own image (a minute or two the first time) ..." && \
+	  $(COMPOSE) build --quiet prepare-store && \
+	  docker run --rm --network none $(AS_ME) --workdir / --volume "$$PWD/secrets:/secrets" \
+	    fracture-sweep/cli:$${VERSION:-0.1.0} secrets /secrets; fi
+
+up: secrets ## the whole system: RabbitMQ, S3, Orthanc, Prometheus and every worker (GPU=1: on a GPU)
+	$(COMPOSE) up --detach --build --wait
+	@echo "RabbitMQ    http://127.0.0.1:$${RABBITMQ_UI_PORT:-15672}   user admin, password in secrets/rabbitmq/admin"
+	@echo "Orthanc     http://127.0.0.1:$${ORTHANC_UI_PORT:-8042}    user admin, password in secrets/orthanc/admin"
+	@echo "Prometheus  http://127.0.0.1:$${PROMETHEUS_PORT:-9090}"
+	@echo "next: make demo-distributed, or make submit INPUT=/a/folder SWEEP=a-name, and make status"
+
+down: ## stop it; what was written stays (every worker finishes what it has in hand)
+	$(COMPOSE) down
+
+logs: ## follow the logs
+	$(COMPOSE) logs --follow --tail 50
+
+ps: ## what runs, and whether it is ready
+	$(COMPOSE) ps
+
+submit: ## upload a folder or a CSV of pairs: make submit INPUT=/a/folder SWEEP=a-name
+	@test -n "$(INPUT)" -a -n "$(SWEEP)" || { echo "make submit INPUT=/a/folder SWEEP=a-name" >&2; exit 2; }
+	$(COMPOSE) run --rm --volume "$(abspath $(INPUT)):/input:ro" submit /input --sweep "$(SWEEP)"
+
+status: ## follow what was submitted until nothing is pending
+	$(COMPOSE) run --rm cli status --watch $(SWEEP)
+
+export: ## worklist and reports into OUT=results
+	@mkdir -p "$(OUT)"
+	$(COMPOSE) run --rm $(AS_ME) --volume "$(abspath $(OUT)):/out" cli export $(SWEEP) --out /out
+
+demo-distributed: up ## make demo's archive and worklist, by the whole system
+	@mkdir -p $(DEMO)/distributed
+	$(COMPOSE) run --rm $(AS_ME) --volume "$(abspath $(DEMO)):/demo" cli phantoms /demo/archive --patients 8 --seed 11
+	$(MAKE) submit INPUT=$(DEMO)/archive SWEEP=demo
+	$(MAKE) status SWEEP=demo
+	$(MAKE) export SWEEP=demo OUT=$(DEMO)/distributed
+
+pin-images: ## write the digests of the images' tags into .env, on a machine that reaches their registry
+	deploy/pin-images.sh
+
+chaos: $(VENV)/.test ## every disturbance of docs/reliability.md on the whole stack (some 40 minutes)
+	$(BIN)/python -m pytest tests/compose -m chaos
 
 check: $(VENV)/.test ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint --config deploy/hadolint.yaml $$(git ls-files "*Dockerfile")
 
 test: $(VENV)/.test ## all tests, against a real RabbitMQ and a real S3 server
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not chaos or ci_chaos"
 
 format: $(VENV)/.test ## ruff's formatter and its safe fixes
 	$(BIN)/ruff check --fix .

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from services.settings import Settings
 from shared.fracture.bundle import Bundle
 from shared.fracture.ids import Pseudonyms
 from shared.fracture.ledger import Ledger
-from shared.fracture.topology import QUEUES
+from shared.fracture.topology import QUEUES, RECORDER
 from shared.pipeline.embedded import Counted, Embedded
 from shared.pipeline.memory_broker import MemoryBroker
 from shared.pipeline.metrics import Metrics
@@ -61,18 +61,29 @@ class Ran:
 
 
 @contextmanager
-def pipeline(*, settings: Settings, store: Store, bundle: Bundle, metrics: Metrics | None = None) -> Iterator[Embedded]:
-    """All services at work on one MemoryBroker, until the block ends."""
+def pipeline(
+    *,
+    settings: Settings,
+    store: Store,
+    bundle: Bundle,
+    metrics: Metrics | None = None,
+    held: Callable[[Store, str], Store] = lambda store, service: store,
+) -> Iterator[Embedded]:
+    """All services at work on one MemoryBroker, until the block ends.
+
+    `held` may give each service another view of the store, as a user of its own has on a server.
+    """
     measured = Metrics() if metrics is None else metrics
     broker = Counted(MemoryBroker())
     broker.declare(QUEUES)
     with ExitStack() as stack:
         workers: list[Runs] = []
         for name in WORKERS:
-            service = build_service(name, settings=settings, store=store, bundle=lambda: bundle, metrics=measured)
+            own = held(store, name)
+            service = build_service(name, settings=settings, store=own, bundle=lambda: bundle, metrics=measured)
             stack.callback(service.close)
             workers.append(Worker(service, broker, max_attempts=settings.worker.max_attempts, metrics=measured))
-        workers.append(build_recorder(store=store, broker=broker, metrics=measured))
+        workers.append(build_recorder(store=held(store, RECORDER), broker=broker, metrics=measured))
         yield stack.enter_context(Embedded(broker, workers))
 
 
