@@ -3,8 +3,9 @@
 It is the one place that interprets the errors of `errors.py`. Which layer retries what: a handler never loops; a Retry
 is published again here as a new message with `attempt` one higher (a requeue would use up the broker's delivery limit,
 which is kept for workers that die); a store that is away or full is no fault of the message, so it has more attempts,
-wider apart; a publish that the broker does not confirm is tried again with the facts at hand before the message is given
-back. A message that cannot be handled goes to `<queue>.dead` with its reason, confirmed, before it is acknowledged.
+wider apart; a publish that the broker does not confirm is tried again with the facts at hand before the message is
+given back. A message that cannot be handled goes to `<queue>.dead` with its reason, confirmed, before it is
+acknowledged.
 """
 
 from __future__ import annotations
