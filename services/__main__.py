@@ -17,8 +17,20 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
+from typer.core import TyperGroup
 
 from services.settings import Settings
 from shared.fracture.ids import short
@@ -28,10 +40,25 @@ from shared.pipeline.settings import Loaded, describe, load_settings
 
 EXIT_UNUSABLE = 2
 EXIT_LOOK = 1
+EXIT_STOPPED = 130
 SETTINGS_VARIABLE = "FRACTURE_SWEEP_SETTINGS"
+
+
+class Stoppable(TyperGroup):
+    """Commands that Ctrl-C ends with one sentence (typer itself would end them without a word)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.stderr.write("fracture-sweep: stopped; the same command goes on from here\n")
+            raise typer.Exit(EXIT_STOPPED) from None
+
 
 app = typer.Typer(
     name="fracture-sweep",
+    cls=Stoppable,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -130,16 +157,21 @@ class Bars:
 
 
 @contextmanager
-def bars() -> Iterator[Progress]:
-    """Progress bars on standard error (plain lines where it is no terminal)."""
+def bars(*, of_bytes: bool = False) -> Iterator[Progress]:
+    """Progress bars on standard error (nothing where it is no terminal)."""
+    measures: tuple[ProgressColumn, ...] = (
+        (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+        if of_bytes
+        else (MofNCompleteColumn(), TimeElapsedColumn())
+    )
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description:<14}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        *measures,
         console=err_console,
         transient=True,
+        disable=not err_console.is_terminal,
     ) as progress:
         yield progress
 
@@ -216,14 +248,8 @@ def run(
             progress=Bars(progress),
         )
     exported = export_sweep(store, ran.sweep_id, out, named=named)
-    _print_worklist(json.loads(exported.worklist_json.read_text(encoding="utf-8")))
-    _print_ledger(ran.ledger)
-    if not ran.computed:
-        out_console.print("nothing was computed: all of it was there already")
-    out_console.print(f"worklist: {exported.worklist_html}")
-    out_console.print(f"reports:  {out / 'reports'}  ({len(exported.reports)} studies)")
-    if not ran.ledger.exact or ran.ledger.pending:
-        raise typer.Exit(EXIT_LOOK)
+    note = "" if ran.computed else "nothing was computed: all of it was there already"
+    _print_exported(exported, ran.ledger, out, note=note)
 
 
 @app.command()
@@ -260,18 +286,26 @@ def submit(
         source_of(path, settings=settings, default_labels=labels, default_roi=roi)  # all faults now, not at night
     store = open_store(settings)
     name = sweep or str(path.resolve())
-    with bars() as progress:
-        task = progress.add_task("files uploaded", total=None)
-        submit_path(
+    with bars(of_bytes=True) as progress:
+        read = progress.add_task("read", total=None)
+        sent = progress.add_task("uploaded", total=None)
+        submitted = submit_path(
             path,
             name=name,
             store=store,
             pseudonyms=pseudonyms,
             default_labels=labels,
             default_roi=roi,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            min_free_bytes=settings.pressure.min_free_bytes,
+            hashing=lambda done, total: progress.update(read, completed=done, total=total),
+            progress=lambda done, total: progress.update(sent, completed=done, total=total),
         )
-    out_console.print(f"submitted as sweep {short(pseudonyms.sweep_id(name))}: fracture-sweep status shows how it goes")
+    there = submitted.files - submitted.uploaded
+    out_console.print(
+        f"{submitted.uploaded} files uploaded" + (f", {there} were there already" if there else ""), highlight=False
+    )
+    sweep_id = short(pseudonyms.sweep_id(name))
+    out_console.print(f"submitted as sweep {sweep_id}: fracture-sweep status --watch {sweep_id} shows how it goes")
 
 
 # looking ------------------------------------------------------------------------------------------------------------
@@ -293,17 +327,56 @@ OutOption = Annotated[
 ]
 
 
+def _sweeps_called(store: Any, wanted: str, out: Path | None) -> list[str]:
+    """The sweeps whose id begins like this; where there is none, the one of this name (or of this path)."""
+    from services.composition import pseudonyms_of
+    from shared.records.ledger import sweeps
+
+    known = list(sweeps(store))
+    found = [sweep_id for sweep_id in known if sweep_id.startswith(wanted)]
+    if found:
+        return found
+    settings = chosen.settings if out is None else _embedded_settings()
+    if settings.secrets.pseudonym_key is None:
+        return []
+    pseudonyms = pseudonyms_of(settings)
+    names = {pseudonyms.sweep_id(wanted), pseudonyms.sweep_id(str(Path(wanted).resolve()))}
+    return [sweep_id for sweep_id in known if sweep_id in names]
+
+
+def _one_sweep(store: Any, wanted: str | None, out: Path | None = None) -> str | None:
+    """The sweep that is meant (None given: the newest), or None where there is none such."""
+    from shared.records.ledger import newest_sweep
+
+    if wanted is None:
+        return newest_sweep(store)
+    found = _sweeps_called(store, wanted, out)
+    if len(found) > 1:
+        raise FractureSweepError(f"{len(found)} sweeps begin with {wanted}: give more of the id")
+    return found[0] if found else None
+
+
 @app.command()
 def status(
-    sweep: Annotated[str | None, typer.Argument(help="A sweep's id or its beginning (default: all).")] = None,
+    sweep: Annotated[
+        str | None, typer.Argument(help="A sweep's id, its beginning, or its name (default: all).")
+    ] = None,
     out: OutOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow one sweep (default: the newest) until nothing of it is pending.")
+    ] = False,
 ) -> None:
     """The ledgers of files, series and cases: what was found, and what became of each."""
     from shared.records.ledger import sweep_ledger, sweeps
 
+    if watch:
+        if as_json:
+            raise FractureSweepError("--watch and --json do not go together: ask for --json again and again instead")
+        _watch(sweep, out)
+        return
     store = _store(out)
-    found = [sweep_id for sweep_id in sweeps(store) if sweep is None or sweep_id.startswith(sweep)]
+    found = list(sweeps(store)) if sweep is None else _sweeps_called(store, sweep, out)
     if not found:
         raise FractureSweepError("there is no such sweep" if sweep else "there is no sweep yet")
     ledgers = [ledger for ledger in (sweep_ledger(store, sweep_id) for sweep_id in found) if ledger is not None]
@@ -313,6 +386,99 @@ def status(
         for ledger in ledgers:
             _print_ledger(ledger)
     if not all(ledger.exact for ledger in ledgers):
+        raise typer.Exit(EXIT_LOOK)
+
+
+def _watch(wanted: str | None, out: Path | None) -> None:
+    """Follow a sweep until nothing of it is pending; Ctrl-C leaves the sweep alone."""
+    from rich.live import Live
+
+    from services.sweep_watch import Bars as WatchBars
+    from services.sweep_watch import Lines, Shown, watch
+    from shared.records.ledger import FollowedSweep, sweep_ledger
+
+    store = _store(out)
+    followed: dict[str, FollowedSweep] = {}
+
+    def look() -> Ledger | None:
+        if not followed:
+            sweep_id = _one_sweep(store, wanted, out)
+            if sweep_id is None:
+                return None
+            followed[sweep_id] = FollowedSweep(store, sweep_id)
+        ((sweep_id, sweep),) = followed.items()
+        ledger = sweep.ledger()
+        # what looks finished is read once more in full
+        return sweep_ledger(store, sweep_id) if ledger is not None and not ledger.pending else ledger
+
+    def finished(ledger: Ledger) -> bool:
+        return not ledger.pending and ledger.files.found > 0 and not _still_in_inbox(store, ledger.sweep_id, out)
+
+    def follow(shown: Shown) -> Ledger:
+        return watch(look, finished=finished, shown=shown)
+
+    try:
+        if out_console.is_terminal:
+            with Live(console=out_console, transient=True, auto_refresh=False) as live:
+                ledger = follow(WatchBars(live))
+        else:
+            ledger = follow(Lines(lambda line: print(line, flush=True)))
+    except KeyboardInterrupt:
+        sys.stderr.write("fracture-sweep: left; the sweep goes on, and the same command watches it again\n")
+        raise typer.Exit(EXIT_STOPPED) from None
+    _print_ledger(ledger)
+    if not ledger.exact:
+        raise typer.Exit(EXIT_LOOK)
+
+
+def _still_in_inbox(store: Any, sweep_id: str, out: Path | None) -> bool:
+    """Whether ingest is not through with a sweep's submission (False where we have no keys to look)."""
+    from services.composition import pseudonyms_of
+    from services.dicom_ingest.inbox import waiting
+
+    secrets = chosen.settings.secrets
+    if out is not None or secrets.pseudonym_key is None or secrets.encryption_key is None:
+        return False
+    pseudonyms = pseudonyms_of(chosen.settings)
+    return any(pseudonyms.sweep_id(submission.name) == sweep_id for submission in waiting(store))
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", help="Where worklist and reports go.")],
+    sweep: Annotated[
+        str | None, typer.Argument(help="A sweep's id, its beginning, or its name (default: the newest).")
+    ] = None,
+    named: Annotated[
+        bool, typer.Option("--named", help="Also the reports with patient names, under OUT/named.")
+    ] = False,
+) -> None:
+    """Write a sweep's worklist and reports out of the distributed system's store, as `run` leaves them."""
+    from services.report_generator.export import export_sweep
+    from shared.records.ledger import sweep_ledger
+
+    store = _store(None)
+    sweep_id = _one_sweep(store, sweep)
+    if sweep_id is None:
+        raise FractureSweepError(
+            "there is no such sweep: see fracture-sweep status" if sweep else "there is no sweep yet"
+        )
+    exported = export_sweep(store, sweep_id, out, named=named)
+    ledger = sweep_ledger(store, sweep_id)
+    if ledger is None:
+        raise FractureSweepError("the sweep is gone from the store: see fracture-sweep status")
+    _print_exported(exported, ledger, out)
+
+
+def _print_exported(exported: Any, ledger: Ledger, out: Path, *, note: str = "") -> None:
+    """Worklist, ledger and where the files lie; exit code 1 where somebody should look."""
+    _print_worklist(json.loads(exported.worklist_json.read_text(encoding="utf-8")))
+    _print_ledger(ledger)
+    if note:
+        out_console.print(note)
+    out_console.print(f"worklist: {exported.worklist_html}")
+    out_console.print(f"reports:  {out / 'reports'}  ({len(exported.reports)} studies)")
+    if not ledger.exact or ledger.pending:
         raise typer.Exit(EXIT_LOOK)
 
 
@@ -539,8 +705,7 @@ def main() -> None:
     except Retry as error:
         sys.exit(_fail(error.reason))
     except KeyboardInterrupt:
-        sys.stderr.write("fracture-sweep: stopped; the same command goes on from here\n")
-        sys.exit(130)
+        sys.exit(EXIT_STOPPED)
 
 
 if __name__ == "__main__":

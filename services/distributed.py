@@ -26,6 +26,7 @@ from services.composition import (
 )
 from services.dicom_ingest import inbox
 from services.dicom_ingest.intake import Tell
+from services.dicom_ingest.pressure import Gate, PatientStore, Stopped
 from services.dicom_ingest.sweep import NoSource, Source, close_sweep, is_open, run_sweep
 from services.embedded import intake_of
 from services.settings import Settings
@@ -34,7 +35,7 @@ from shared.fracture.bundle import Bundle
 from shared.fracture.ids import Pseudonyms, short
 from shared.fracture.topology import DICOM_INGEST, QUEUES, RECORDER, SERVICES
 from shared.pipeline.broker import Broker
-from shared.pipeline.errors import BrokerUnavailable, FractureSweepError, StoreUnavailable
+from shared.pipeline.errors import BrokerUnavailable, FractureSweepError, StoreFull, StoreUnavailable
 from shared.pipeline.metrics import Metrics
 from shared.pipeline.minio_store import MinioStore
 from shared.pipeline.rabbit_broker import RabbitBroker
@@ -103,6 +104,7 @@ def run_service(name: str, settings: Settings) -> int:
             broker=broker,
             pseudonyms=pseudonyms_of(settings),
             bundle=bundle_of(settings),
+            metrics=metrics,
         )
         return serve(
             worker, broker=broker, checks={"store": store.check}, metrics=metrics, health_host=host, health_port=port
@@ -123,10 +125,19 @@ class InboxWorker:
     """dicom-ingest over the inbox: reads what was submitted, sweeps it, empties it, and closes sweeps that are done."""
 
     def __init__(
-        self, *, settings: Settings, store: Store, broker: Broker, pseudonyms: Pseudonyms, bundle: Bundle
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        broker: Broker,
+        pseudonyms: Pseudonyms,
+        bundle: Bundle,
+        metrics: Metrics | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
+        self._broker = broker
+        self._metrics = Metrics() if metrics is None else metrics
         self._tell: Tell = teller(broker)
         self._pseudonyms = pseudonyms
         self._bundle = bundle
@@ -137,8 +148,15 @@ class InboxWorker:
         """Look after the inbox until `stop` is set; a submission under way is left for its next reader."""
         closer = threading.Thread(target=self._close_sweeps, args=(stop,), name="sweep-closer", daemon=True)
         closer.start()
+        gate = Gate(
+            settings=self._settings.pressure,
+            depths=self._broker.depths,
+            free_bytes=self._store.free_bytes,
+            metrics=self._metrics,
+            stop=stop,
+        )
         while not stop.is_set():
-            self._guarded(lambda: self._read_inbox(stop))
+            self._guarded(lambda: self._read_inbox(stop, gate))
             stop.wait(self._settings.inbox.poll_seconds)
         closer.join()
 
@@ -155,20 +173,23 @@ class InboxWorker:
         """Outages are waited for; anything else costs one round, and is logged without its text."""
         try:
             work()
-        except (BrokerUnavailable, StoreUnavailable) as error:
+        except Stopped:
+            LOG.info("stopped while waiting; the submission is left for its next reader")
+        except (BrokerUnavailable, StoreUnavailable, StoreFull) as error:
             LOG.warning("waiting for broker or store", extra={"fields": {"error": str(error)}})
         except Exception as error:
             LOG.error("looking after the inbox failed", extra={"fields": {"error": type(error).__name__}})
 
-    def _read_inbox(self, stop: threading.Event) -> None:
+    def _read_inbox(self, stop: threading.Event, gate: Gate) -> None:
         for submission in inbox.waiting(self._store):
             if stop.is_set():
                 return
+            gate.admit()  # before it is leased and fetched: the next worker may have room sooner
             now = datetime.now(UTC)
             lease = self._settings.inbox.lease_seconds
             if inbox.take_lease(self._store, submission.submission_id, owner=self._owner, now=now, seconds=lease):
                 with self._holding(submission.submission_id):
-                    read = self._sweep(submission, stop)
+                    read = self._sweep(submission, stop, gate)
                 if read:
                     inbox.empty(submission, store=self._store)
 
@@ -194,8 +215,9 @@ class InboxWorker:
             ended.set()
             thread.join()
 
-    def _sweep(self, submission: inbox.Submission, stop: threading.Event) -> bool:
+    def _sweep(self, submission: inbox.Submission, stop: threading.Event, gate: Gate) -> bool:
         """Sweep a submission; whether all of it was read."""
+        patient = PatientStore(self._store, gate)
         sweep_id = self._pseudonyms.sweep_id(submission.name)
         with tempfile.TemporaryDirectory(prefix="fracture-sweep-") as folder:
             path = inbox.fetch(submission, store=self._store, into=Path(folder))
@@ -218,11 +240,12 @@ class InboxWorker:
                 source,
                 name=submission.name,
                 sweep_id=sweep_id,
-                intake=intake_of(self._settings, store=self._store, pseudonyms=self._pseudonyms, bundle=self._bundle),
-                store=self._store,
+                intake=intake_of(self._settings, store=patient, pseudonyms=self._pseudonyms, bundle=self._bundle),
+                store=patient,
                 protocols=self._bundle.manifest.protocols,
                 tell=self._tell,
                 stopped=stop.is_set,
+                admit=gate.admit,
             )
         if stop.is_set():
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from services.composition import WORKERS, build_recorder, build_service, claim, teller
 from services.dicom_ingest.intake import Intake, Tell
+from services.dicom_ingest.pressure import Gate, PatientStore
 from services.dicom_ingest.sweep import Source, close_sweep, run_sweep
 from services.settings import Settings
 from shared.fracture.bundle import Bundle
@@ -110,11 +112,26 @@ def run(
     protocols = bundle.manifest.protocols
     sweep_id = pseudonyms.sweep_id(name)
     before = _outcome_keys(store)
-    with pipeline(settings=settings, store=store, bundle=bundle, metrics=metrics) as running:
+    measured = Metrics() if metrics is None else metrics
+    with pipeline(settings=settings, store=store, bundle=bundle, metrics=measured) as running:
         tell: Tell = teller(running.broker)
 
         def tick() -> None:
             shown.cases(*cases_of(running.broker.published()))
+
+        def while_waiting() -> None:
+            running.check()
+            tick()
+
+        gate = Gate(
+            settings=settings.pressure,
+            depths=running.broker.depths,
+            free_bytes=store.free_bytes,
+            metrics=measured,
+            stop=threading.Event(),
+            while_waiting=while_waiting,
+        )
+        patient = PatientStore(store, gate)
 
         def read(done: int, total: int) -> None:
             shown.studies(done, total)
@@ -124,14 +141,15 @@ def run(
             source,
             name=name,
             sweep_id=sweep_id,
-            intake=intake_of(settings, store=store, pseudonyms=pseudonyms, bundle=bundle),
-            store=store,
+            intake=intake_of(settings, store=patient, pseudonyms=pseudonyms, bundle=bundle),
+            store=patient,
             protocols=protocols,
             tell=tell,
             progress=read,
+            admit=gate.admit,
         )
         running.wait_until_idle(tick)
-        close_sweep(store, sweep_id, tell=tell)
+        close_sweep(patient, sweep_id, tell=tell)
         running.wait_until_idle(tick)
     ledger = sweep_ledger(store, sweep_id)
     if ledger is None:

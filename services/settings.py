@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from services.deep_extractor.settings import DeepExtractorSettings
-from services.dicom_ingest.settings import IngestSettings
+from services.dicom_ingest.settings import IngestSettings, PressureSettings
 from services.fusion_classifier.settings import FusionClassifierSettings
 from services.radiomics_extractor.settings import RadiomicsExtractorSettings
 from services.report_generator.settings import ReportGeneratorSettings
@@ -92,6 +92,7 @@ class Settings(_Section):
     bundle: BundleSettings = Field(default_factory=BundleSettings)
     dicom_ingest: IngestSettings = Field(default_factory=IngestSettings)
     inbox: InboxSettings = Field(default_factory=InboxSettings)
+    pressure: PressureSettings = Field(default_factory=PressureSettings)
     resampler: ResamplerSettings = Field(default_factory=ResamplerSettings)
     radiomics_extractor: RadiomicsExtractorSettings = Field(default_factory=RadiomicsExtractorSettings)
     deep_extractor: DeepExtractorSettings = Field(default_factory=DeepExtractorSettings)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from services.dicom_ingest.settings import GIB
 from shared.fracture import keys
 from shared.fracture.ids import Pseudonyms, digest, sha256_hex
 from shared.fracture.records import Record
@@ -46,6 +48,15 @@ class Submission(Record):
     files: tuple[SubmittedFile, ...]
     default_labels: str | None = None
     default_roi: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """What a submit did: of so many files it uploaded those that were not there."""
+
+    submission_id: str
+    files: int
+    uploaded: int
 
 
 class Lease(Record):
@@ -101,9 +112,17 @@ def submit(
     pseudonyms: Pseudonyms,
     default_labels: str | None = None,
     default_roi: str | None = None,
+    min_free_bytes: int = 0,
+    hashing: Callable[[int, int], None] = lambda done, total: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> str:
-    """Upload a folder, or a CSV of pairs with all that it names; returns the submission's id. Resumes what is there."""
+) -> Submitted:
+    """Upload a folder, or a CSV of pairs with all that it names. What is there already is not uploaded again.
+
+    Each file is read twice: first all are hashed, for the submission's id is that of its contents; `hashing` and
+    `progress` tell of the bytes read and uploaded. FractureSweepError, before anything is uploaded, where the store
+    would have less than `min_free_bytes` left.
+    """
+    check_room(store, needed=0, min_free_bytes=min_free_bytes)
     contents: list[tuple[str, Path | bytes]]
     kind: Literal["folder", "pairs"]
     if path.is_dir():
@@ -114,19 +133,33 @@ def submit(
     if not contents:
         raise FractureSweepError(f"{path} holds no file: nothing to submit")
     hashed: list[tuple[str, Path | bytes, str]] = []
-    for relative, source in contents:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-        hashed.append((relative, source, sha256_hex(data)))
+    sizes = [len(source) if isinstance(source, bytes) else source.stat().st_size for _, source in contents]
+    total = sum(sizes)
+    read = 0
+    for (relative, source), size in zip(contents, sizes, strict=True):
+        hashed.append((relative, source, sha256_hex(_bytes_of(source))))
+        read += size
+        hashing(read, total)
     listing = [[relative, sha256] for relative, _, sha256 in hashed]
     options = {"labels": default_labels, "roi": default_roi}
     submission_id = pseudonyms.content_id("submission", digest([name, kind, listing, options]).encode())
+    names = [keys.inbox_file(submission_id, number) for number in range(len(hashed))]
+    there = set(store.keys(keys.inbox_files(submission_id))) & set(names)
+    missing = sum(size for key, size in zip(names, sizes, strict=True) if key not in there)
+    check_room(store, needed=missing, min_free_bytes=min_free_bytes)
     stored: list[SubmittedFile] = []
-    for number, (relative, source, sha256) in enumerate(hashed):
-        key = keys.inbox_file(submission_id, number)
-        if not store.exists(key):
-            store.put(key, source if isinstance(source, bytes) else source.read_bytes())
+    sent = 0
+    for key, (relative, source, sha256), size in zip(names, hashed, sizes, strict=True):
+        if key not in there:
+            data = _bytes_of(source)
+            if sha256_hex(data) != sha256:
+                raise FractureSweepError(
+                    "a file changed while it was submitted: submit again when nothing writes there"
+                )
+            store.put(key, data)
         stored.append(SubmittedFile(path=relative, key=key, sha256=sha256))
-        progress(number + 1, len(hashed))
+        sent += size
+        progress(sent, total)
     write_record(
         store,
         keys.inbox_submission(submission_id),
@@ -139,7 +172,22 @@ def submit(
             default_roi=default_roi,
         ),
     )
-    return submission_id
+    return Submitted(submission_id=submission_id, files=len(names), uploaded=len(names) - len(there))
+
+
+def check_room(store: Store, *, needed: int, min_free_bytes: int) -> None:
+    """FractureSweepError where the store would have less than the watermark left; unknown room is enough."""
+    free = store.free_bytes() if min_free_bytes else None
+    if free is not None and free - needed < min_free_bytes:
+        upload = f" and the upload needs {needed / GIB:.2f}" if needed else ""
+        raise FractureSweepError(
+            f"the store has {free / GIB:.2f} GiB left{upload}, with a watermark of {min_free_bytes / GIB:g} GiB "
+            "(pressure.min_free_gib): make room, or submit less at a time"
+        )
+
+
+def _bytes_of(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def waiting(store: Store) -> Iterator[Submission]:
@@ -179,12 +227,20 @@ def empty(submission: Submission, *, store: Store) -> None:
 
 
 def take_lease(store: Store, submission_id: str, *, owner: str, now: datetime, seconds: float) -> bool:
-    """Whether this worker may read the submission now: no lease, its own, or one that ran out."""
+    """Whether this worker may read the submission now: no lease, its own, or one that ran out.
+
+    Leases that were renewed are removed: a reader may wait for days. A lease that went while it was looked at was
+    renewed just then, so it is another's.
+    """
     prefix = f"{keys.INBOX}{submission_id}/leases/"
     held = sorted(store.keys(prefix))
     if held:
         last = find_record(store, held[-1], Lease)
-        if last is not None and last.owner != owner and last.until > now.astimezone(UTC):
+        if last is None or (last.owner != owner and last.until > now.astimezone(UTC)):
             return False
     number = int(held[-1].removeprefix(prefix)) + 1 if held else 1
-    return write_record(store, f"{prefix}{number:08d}", Lease(owner=owner, until=now + timedelta(seconds=seconds)))
+    taken = write_record(store, f"{prefix}{number:08d}", Lease(owner=owner, until=now + timedelta(seconds=seconds)))
+    if taken:
+        for old in held:
+            store.delete(old)
+    return taken

@@ -1,13 +1,34 @@
-"""What intake may be told: limits that protect the machine, and tolerances of geometry."""
+"""What intake may be told: limits that protect the machine, tolerances of geometry, and when to wait."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+GIB: Final = 1 << 30
+
+
+class PressureSettings(BaseModel):
+    """When ingest waits before it takes the next series. No part of a manifest's id: it decides when, not what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    max_cases_under_way: Annotated[int, Field(ge=0)] = 2000
+    """From so many cases under way on, ingest takes no new series; it goes on at nine tenths of it. 0: no limit."""
+    min_free_gib: Annotated[float, Field(ge=0)] = 2.0
+    """With less free space in the store (GiB) ingest takes no new series and submit refuses; it goes on a tenth above.
+    0: no watermark. A small default, so that a laptop's disk will do; a hospital's store deserves 50 or more."""
+    poll_seconds: Annotated[float, Field(gt=0, le=3600)] = 2.0
+    """How often a waiting ingest looks again, and for how long an answer about free space holds."""
+
+    @property
+    def min_free_bytes(self) -> int:
+        """The watermark in bytes."""
+        return int(self.min_free_gib * GIB)
 
 
 class IngestSettings(BaseModel):

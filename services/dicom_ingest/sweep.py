@@ -15,9 +15,10 @@ from typing import Literal, Protocol
 
 from services.dicom_ingest.collected import CollectedSeries, PatientIdentity
 from services.dicom_ingest.intake import Intake, Tell
+from services.dicom_ingest.pressure import Stopped
 from shared.fracture import keys
 from shared.fracture.ids import digest
-from shared.fracture.messages import SweepClosed, SweepPlanned
+from shared.fracture.messages import SeriesStored, SweepClosed, SweepPlanned
 from shared.fracture.protocol import Protocols
 from shared.fracture.records import (
     FileCounts,
@@ -114,36 +115,46 @@ def run_sweep(
     tell: Tell,
     progress: Callable[[int, int], None] = lambda done, total: None,
     stopped: Callable[[], bool] = lambda: False,
+    admit: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> SweepPlan:
-    """Store, plan and tell everything of a source. Safe to run again: what is there is told again, not made again."""
+    """Store, plan and tell everything of a source. Safe to run again: what is there is told again, not made again.
+
+    `admit` is asked before a series is read and before it is told; it returns when there is room for one more, and
+    raises Stopped when the sweep is to end instead.
+    """
     write_record(store, keys.sweep_identity(sweep_id), SweepName(sweep_id=sweep_id, name=name))
     references: dict[tuple[str, str], SweepSeries] = {}
     series_of_file: dict[str, str] = {}
     unjoined: dict[str, str] = {}
     written_at = clock()
-    for done, study in enumerate(source.studies(), start=1):
-        if stopped():
-            break
-        paths: list[tuple[str, ...]] = []
-        stored = intake.store_study(study.identity, _noting_files(study.series, paths))
-        store.put(keys.sweep_of_study(stored.study_id, sweep_id), b"")
-        for line, files_of_series in zip(stored.series, paths, strict=True):
-            series_of_file.update(dict.fromkeys(files_of_series, line.series_id))
-            if line.series_id in stored.unjoined:
-                unjoined.update(dict.fromkeys(files_of_series, stored.unjoined[line.series_id]))
-            references[(stored.study_id, line.series_id)] = SweepSeries(
-                study_id=stored.study_id, series_id=line.series_id, manifest_id=line.manifest_id
-            )
-        for fact in stored.facts:
-            tell(fact)
-        if clock() - written_at > WRITE_EVERY_SECONDS:
-            _write_plan(store, sweep_id, protocols, references.values(), FileCounts(), growing=True)
-            written_at = clock()
-        progress(done, source.total)
-    if stopped():
-        plan = _write_plan(store, sweep_id, protocols, references.values(), FileCounts(), growing=True)
-        return plan
+    interrupted = False
+    try:
+        for done, study in enumerate(source.studies(), start=1):
+            if stopped():
+                break
+            paths: list[tuple[str, ...]] = []
+            stored = intake.store_study(study.identity, _noting_files(_admitted(study.series, admit), paths))
+            store.put(keys.sweep_of_study(stored.study_id, sweep_id), b"")
+            for line, files_of_series in zip(stored.series, paths, strict=True):
+                series_of_file.update(dict.fromkeys(files_of_series, line.series_id))
+                if line.series_id in stored.unjoined:
+                    unjoined.update(dict.fromkeys(files_of_series, stored.unjoined[line.series_id]))
+                references[(stored.study_id, line.series_id)] = SweepSeries(
+                    study_id=stored.study_id, series_id=line.series_id, manifest_id=line.manifest_id
+                )
+            for fact in stored.facts:
+                if isinstance(fact, SeriesStored):
+                    admit()
+                tell(fact)
+            if clock() - written_at > WRITE_EVERY_SECONDS:
+                _write_plan(store, sweep_id, protocols, references.values(), FileCounts(), growing=True)
+                written_at = clock()
+            progress(done, source.total)
+    except Stopped:  # also in the middle of a study, which then has no plan yet: the next reader makes it
+        interrupted = True
+    if interrupted or stopped():
+        return _write_plan(store, sweep_id, protocols, references.values(), FileCounts(), growing=True)
     files = tuple(
         replace(file, role="ignored", reason=unjoined[file.path]) if file.path in unjoined else file
         for file in source.files()
@@ -184,6 +195,18 @@ def _write_plan(
         )
 
     return write_revision(store, keys.sweep_plans(sweep_id), SweepPlan, make)[0]
+
+
+def _admitted(series: Iterable[CollectedSeries], admit: Callable[[], None]) -> Iterator[CollectedSeries]:
+    """The series, each read only once it is admitted."""
+    waiting = iter(series)
+    while True:
+        admit()
+        try:
+            one = next(waiting)
+        except StopIteration:
+            return
+        yield one
 
 
 def _noting_files(series: Iterable[CollectedSeries], paths: list[tuple[str, ...]]) -> Iterator[CollectedSeries]:

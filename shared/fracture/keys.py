@@ -186,9 +186,14 @@ def sweep_files(sweep_id: str) -> str:
 INBOX: Final = "inbox/"
 
 
+def inbox_files(submission_id: str) -> str:
+    """The prefix of the uploaded files of a submission."""
+    return f"{INBOX}{submission_id}/files/"
+
+
 def inbox_file(submission_id: str, number: int) -> str:
     """One uploaded file of a submission."""
-    return f"{INBOX}{submission_id}/files/{number:08d}"
+    return f"{inbox_files(submission_id)}{number:08d}"
 
 
 def inbox_submission(submission_id: str) -> str:

@@ -89,7 +89,7 @@ class Broker(Protocol):
         """Begin to consume a queue."""
 
     def depths(self, queues: Sequence[str]) -> Mapping[str, Depth]:
-        """How full the queues are (unacknowledged may be 0 where the broker does not tell)."""
+        """How full the queues are, `<queue>.retry` too (unacknowledged may be 0 where the broker does not tell)."""
 
     def check(self) -> None:
         """BrokerUnavailable where there is no open connection."""

@@ -86,5 +86,9 @@ class Embedded:
         RuntimeError where a worker ended although nobody stopped it: then nothing would ever become idle.
         """
         while not self.broker.inner.wait_until_idle(1.0, tick=tick):
-            if not all(thread.is_alive() for thread in self._threads):
-                raise RuntimeError("a worker of the embedded run ended by itself; the log has its last lines")
+            self.check()
+
+    def check(self) -> None:
+        """RuntimeError where a worker ended although nobody stopped it."""
+        if not all(thread.is_alive() for thread in self._threads):
+            raise RuntimeError("a worker of the embedded run ended by itself; the log has its last lines")

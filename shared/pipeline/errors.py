@@ -50,4 +50,4 @@ class NotInStore(KeyError):
 
 
 class StoreFull(Retry):
-    """The store has no room; the message is tried again later."""
+    """The store has no room; the message is tried again later, as often as when the store is away."""

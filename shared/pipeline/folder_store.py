@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import stat
 import time
 import uuid
@@ -101,6 +102,12 @@ class FolderStore:
                 if folder == self.root or not _remove_empty(folder):
                     _sync_folder(folder)
                     break
+
+    def free_bytes(self) -> int | None:
+        """What the folder's file system has left for this user (a quota of the user's own is not seen)."""
+        with self._explained():
+            self._check_there()
+            return shutil.disk_usage(self.root).free
 
     def check(self) -> None:
         """Write, link and remove a probe, and clear what dead writers left; see the contract for the errors."""

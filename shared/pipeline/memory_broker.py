@@ -162,11 +162,10 @@ class MemoryBroker:
             return subscription
 
     def depths(self, queues: Sequence[str]) -> Mapping[str, Depth]:
-        """How full the queues are; messages that wait for their retry are counted by `idle` alone."""
+        """How full the queues are; `<queue>.retry` holds what waits for its retry."""
         with self._changed:
             self._move_due()
-            found = {queue: self._queue(queue) for queue in queues}
-            return {name: Depth(ready=len(q.ready), unacknowledged=q.unacknowledged) for name, q in found.items()}
+            return {queue: self._depth(queue) for queue in queues}
 
     def check(self) -> None:
         """BrokerUnavailable once it was closed."""
@@ -279,6 +278,13 @@ class MemoryBroker:
             queue.delayed -= 1
             self._arrive(queue, _Message(body=body))
         return self._delayed[0][0] - now if self._delayed else None
+
+    def _depth(self, name: str) -> Depth:
+        delaying = self._queues.get(name.removesuffix(".retry"))
+        if name.endswith(".retry") and delaying is not None and delaying.limited:
+            return Depth(ready=delaying.delayed, unacknowledged=0)
+        queue = self._queue(name)
+        return Depth(ready=len(queue.ready), unacknowledged=queue.unacknowledged)
 
     def _queue(self, name: str) -> _Queue:
         queue = self._queues.get(name)

@@ -5,7 +5,7 @@ One registry a process, handed around: nothing is registered by importing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
@@ -26,6 +26,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None, *, version: str = "") -> None:
         self.registry = CollectorRegistry() if registry is None else registry
+        self._gauges: dict[str, Gauge] = {}
         self._messages = Counter(
             "fracture_sweep_messages_total",
             "Messages handled, by what became of them.",
@@ -93,6 +94,12 @@ class Metrics:
     def device(self, service: str, device: str) -> None:
         """The service computes on this device (`cpu`, `cuda`, …)."""
         self._device.labels(service=service, device=device).set(1)
+
+    def gauge(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Gauge:
+        """A gauge of one service's own, made at the first call and the same at each later one."""
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(name, documentation, labels, registry=self.registry)
+        return self._gauges[name]
 
     def value(self, name: str, labels: Mapping[str, str] | None = None) -> float:
         """One sample as it stands now (0 where it was never touched)."""

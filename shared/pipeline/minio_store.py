@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from urllib3.exceptions import HTTPError, MaxRetryError, ResponseError, SSLError
 
 from shared.pipeline.errors import FractureSweepError, NotInStore, StoreFull, StoreUnavailable
+from shared.pipeline.free_space import free_space_of
 from shared.pipeline.store import check_key, check_prefix
 
 MAX_OBJECT_BYTES: Final = 5 * 1024**3
@@ -80,6 +81,14 @@ class StoreSettings(BaseModel):
     """How long to wait for each part of an answer."""
     retries: int = Field(default=4, ge=0, le=20, json_schema_extra={"env": "S3_RETRIES"})
     """How often a lost connection or a 5xx is tried again, with growing pauses."""
+    free_space_url: str | None = Field(
+        default=None, pattern=r"^https?://[^\s@]+$", json_schema_extra={"env": "S3_FREE_SPACE_URL"}
+    )
+    """Prometheus page that tells the server's free space, which S3 does not: of SeaweedFS the page of the volume server
+    (http://host:port/metrics), of MinIO http://host:9000/minio/v2/metrics/cluster. None: back-pressure goes without."""
+    free_space_metric: str | None = Field(default=None, json_schema_extra={"env": "S3_FREE_SPACE_METRIC"})
+    """The gauge in bytes on that page, with labels or without; of several the smallest counts. SeaweedFS:
+    SeaweedFS_volumeServer_resource{type="avail"}; MinIO: minio_cluster_capacity_usable_free_bytes."""
 
 
 class MinioStore:
@@ -106,6 +115,9 @@ class MinioStore:
             secure=settings.secure,
             region=settings.region,
             http_client=self._http,
+        )
+        self._free_space = free_space_of(
+            url=settings.free_space_url, metric=settings.free_space_metric, http=self._http
         )
         self._probing = threading.Lock()
         self._probed = False
@@ -158,6 +170,10 @@ class MinioStore:
         check_key(key)
         with self._explained(key):
             self._minio.remove_object(self._bucket, key)
+
+    def free_bytes(self) -> int | None:
+        """What the server's own page says is left, or None where no page is named (S3 itself does not tell)."""
+        return None if self._free_space is None else self._free_space.ask()
 
     def check(self) -> None:
         """The bucket is there (made if need be) and the server keeps to conditional writes; else see the contract."""

@@ -78,6 +78,10 @@ class RestrictedStore:
             self._need_cipher()
         self._inner.delete(key)
 
+    def free_bytes(self) -> int | None:
+        """As the inner store."""
+        return self._inner.free_bytes()
+
     def check(self) -> None:
         """As the inner store, and RestrictedAccess where this store was written with another encryption key."""
         self._inner.check()

@@ -48,5 +48,8 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens where there is none."""
 
+    def free_bytes(self) -> int | None:
+        """How many more bytes the store can take, or None where it cannot say."""
+
     def check(self) -> None:
         """StoreUnavailable where it cannot be used now, FractureSweepError where it never can (no conditional put)."""

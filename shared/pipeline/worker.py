@@ -2,9 +2,10 @@
 
 It is the one place that interprets the errors of `errors.py`. Which layer retries what: a handler never loops; a Retry
 is published again here as a new message with `attempt` one higher (a requeue would use up the broker's delivery limit,
-which is kept for workers that die); a store that is away is no fault of the message, so it has more attempts, wider
-apart; a publish that the broker does not confirm is tried again with the facts at hand before the message is given
-back. A message that cannot be handled goes to `<queue>.dead` with its reason, confirmed, before it is acknowledged.
+which is kept for workers that die); a store that is away or full is no fault of the message, so it has more attempts,
+wider apart; a publish that the broker does not confirm is tried again with the facts at hand before the message is
+given back. A message that cannot be handled goes to `<queue>.dead` with its reason, confirmed, before it is
+acknowledged.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from shared.pipeline.errors import (
     OverBudget,
     Reject,
     Retry,
+    StoreFull,
     StoreUnavailable,
 )
 from shared.pipeline.health import HealthServer
@@ -143,7 +145,7 @@ class Worker:
     """A service at work on a broker.
 
     `retry_delay` gives the seconds before the attempt after the given one. `max_attempts` counts the first one too;
-    while the store is away a message has `outage_attempts`.
+    while the store is away or full a message has `outage_attempts`.
     """
 
     def __init__(
@@ -258,6 +260,8 @@ class Worker:
     def interpret(self, work: _Work, result: Sequence[BaseModel] | BaseException) -> str:
         """Publish what follows from a result (facts, or an exception by its class): the outcome's name."""
         match result:
+            case StoreFull():  # nobody makes room within the minute that other retries take
+                return self._again(work, result.reason, after_seconds=None, limit=self._outage_attempts)
             case Retry():
                 return self._again(work, result.reason, after_seconds=result.after_seconds, limit=self._max_attempts)
             case StoreUnavailable():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from shared.fracture import keys
@@ -124,10 +124,47 @@ def sweep_states(store: Store, plan: SweepPlan) -> dict[str, StudyState]:
 def sweep_ledger(store: Store, sweep_id: str) -> Ledger | None:
     """The three ledgers of a sweep, exact at this moment; None where there is no such sweep."""
     plan = sweep_plan(store, sweep_id)
-    if plan is None:
-        return None
+    return None if plan is None else _ledger(plan, sweep_states(store, plan))
+
+
+def _ledger(plan: SweepPlan, states: Mapping[str, StudyState]) -> Ledger:
     references = [(s.study_id, s.series_id, s.manifest_id) for s in plan.series]
-    return ledger_of(sweep_id=sweep_id, references=references, states=sweep_states(store, plan), files=plan.files)
+    return ledger_of(sweep_id=plan.sweep_id, references=references, states=states, files=plan.files)
+
+
+class FollowedSweep:
+    """A sweep whose ledger is read again and again: studies that are done and reported are not read anew.
+
+    So it may be behind where such a study was revised meanwhile; `sweep_ledger` is exact.
+    """
+
+    def __init__(self, store: Store, sweep_id: str) -> None:
+        self._store = store
+        self._sweep_id = sweep_id
+        self._scope = ""
+        self._done: dict[str, StudyState] = {}
+
+    def ledger(self) -> Ledger | None:
+        """The ledgers as they stand now; None where there is no such sweep."""
+        plan = sweep_plan(self._store, self._sweep_id)
+        if plan is None:
+            return None
+        if plan.protocols.scope != self._scope:
+            self._scope, self._done = plan.protocols.scope, {}
+        states = dict(self._done)
+        for study_id in sorted({series.study_id for series in plan.series} - set(states)):
+            state = study_state(self._store, study_id, self._scope)
+            if state is not None:
+                states[study_id] = state
+                if state.complete and state.report_written:
+                    self._done[study_id] = state
+        return _ledger(plan, states)
+
+
+def newest_sweep(store: Store) -> str | None:
+    """The sweep that was planned last; None where there is none."""
+    plans = [plan for plan in (sweep_plan(store, sweep_id) for sweep_id in sweeps(store)) if plan is not None]
+    return max(plans, key=lambda plan: plan.planned_at).sweep_id if plans else None
 
 
 def sweeps(store: Store) -> Iterable[str]:

@@ -73,6 +73,16 @@ def received(subscription: Subscription) -> Delivery:
     return delivery
 
 
+def test_the_depth_of_the_retry_queue_is_what_waits_for_its_retry(broker: Broker) -> None:
+    broker.publish_to_queue("work", b"later", delay_seconds=60)
+    broker.publish_to_queue("work", b"later", delay_seconds=60)
+
+    until(lambda: broker.depths(["work.retry"])["work.retry"].ready == 2, WAIT, "two delayed messages")
+    depths = broker.depths(["work", "work.retry", "other.retry"])
+
+    assert {name: depth.ready for name, depth in depths.items()} == {"work": 0, "work.retry": 2, "other.retry": 0}
+
+
 def test_a_fact_reaches_every_queue_bound_to_its_type(broker: Broker) -> None:
     work, other = broker.subscribe("work", prefetch=5), broker.subscribe("other", prefetch=5)
 

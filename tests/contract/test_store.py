@@ -56,6 +56,12 @@ def test_what_was_put_is_read_back(store: Store, here: str) -> None:
     assert store.exists(here + "a.json")
 
 
+def test_the_room_that_is_left_is_a_number_or_not_known(store: Store) -> None:
+    free = store.free_bytes()
+
+    assert free is None if isinstance(store, MinioStore) else free is not None and free > 0
+
+
 def test_a_key_is_written_once(store: Store, here: str) -> None:
     store.put(here + "a", b"first")
 

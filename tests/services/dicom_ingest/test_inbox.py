@@ -59,6 +59,79 @@ def test_an_interrupted_upload_is_no_submission_and_is_resumed(store: FolderStor
     assert len(list(waiting(store))) == 1
 
 
+class Counting(FolderStore):
+    """A store that counts what is written into it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.puts: list[str] = []
+        self.free: int | None = None
+
+    def put(self, key: str, data: bytes) -> bool:
+        self.puts.append(key)
+        return super().put(key, data)
+
+    def free_bytes(self) -> int | None:
+        return self.free
+
+
+def test_a_second_submit_uploads_only_what_is_missing(tmp_path: Path, folder: Path) -> None:
+    store = Counting(tmp_path / "counting")
+
+    def broken(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        submit(folder, name="n", store=store, pseudonyms=PSEUDONYMS, progress=broken)
+    first = list(store.puts)
+    second = submit(folder, name="n", store=store, pseudonyms=PSEUDONYMS)
+    third = submit(folder, name="n", store=store, pseudonyms=PSEUDONYMS)
+
+    files = [key for key in store.puts if "/files/" in key]
+    assert len(first) == 1
+    assert len(files) == len(set(files)) == 2
+    assert (second.files, second.uploaded) == (2, 1)
+    assert (third.files, third.uploaded) == (2, 0)
+
+
+def test_progress_counts_bytes_first_read_then_uploaded(store: FolderStore, folder: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    submit(
+        folder,
+        name="n",
+        store=store,
+        pseudonyms=PSEUDONYMS,
+        hashing=lambda done, total: told.append(("read", done, total)),
+        progress=lambda done, total: told.append(("uploaded", done, total)),
+    )
+
+    assert told == [("read", 3, 6), ("read", 6, 6), ("uploaded", 3, 6), ("uploaded", 6, 6)]
+
+
+@pytest.mark.parametrize(("free", "sentence"), [(99, "make room"), (105, "and the upload needs 0.00")])
+def test_a_store_under_the_watermark_takes_no_submission(
+    tmp_path: Path, folder: Path, free: int, sentence: str
+) -> None:
+    store = Counting(tmp_path / "counting")
+    store.free = free
+
+    with pytest.raises(FractureSweepError, match=sentence):
+        submit(folder, name="n", store=store, pseudonyms=PSEUDONYMS, min_free_bytes=100)
+
+    assert store.puts == []
+
+
+def test_a_file_that_changes_while_it_is_submitted_is_refused(store: FolderStore, folder: Path) -> None:
+    def changed(done: int, total: int) -> None:
+        (folder / "b").write_bytes(b"other")
+
+    with pytest.raises(FractureSweepError, match="changed while it was submitted"):
+        submit(folder, name="n", store=store, pseudonyms=PSEUDONYMS, hashing=changed)
+
+    assert list(waiting(store)) == []
+
+
 def test_an_emptied_inbox_holds_nothing(store: FolderStore, folder: Path) -> None:
     submit(folder, name="n", store=store, pseudonyms=PSEUDONYMS)
     (submission,) = waiting(store)
@@ -113,6 +186,16 @@ def test_a_lease_keeps_others_out_until_it_runs_out(store: FolderStore) -> None:
     assert not take_lease(store, "x", owner="two", now=now, seconds=60)
     assert take_lease(store, "x", owner="two", now=now + timedelta(seconds=61), seconds=60)
     assert not take_lease(store, "x", owner="one", now=now + timedelta(seconds=62), seconds=60)
+
+
+def test_a_lease_that_is_renewed_for_days_stays_one_object(store: FolderStore) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    for renewal in range(5):
+        assert take_lease(store, "x", owner="one", now=now + timedelta(seconds=20 * renewal), seconds=60)
+
+    assert len(list(store.keys("inbox/x/leases/"))) == 1
+    assert not take_lease(store, "x", owner="two", now=now + timedelta(seconds=100), seconds=60)
 
 
 def test_an_empty_folder_is_nothing_to_submit(store: FolderStore, tmp_path: Path) -> None:

@@ -123,6 +123,22 @@ def test_a_full_disk_asks_for_a_later_attempt(store: FolderStore, monkeypatch: p
     assert not store.exists("a")
 
 
+def test_the_room_is_that_of_the_disk_as_a_user_may_fill_it(store: FolderStore) -> None:
+    disk = os.statvfs(store.root)
+
+    free = store.free_bytes()
+
+    assert free is not None
+    assert abs(free - disk.f_bavail * disk.f_frsize) < 1 << 30
+
+
+def test_the_room_of_a_folder_that_is_gone_is_an_outage(store: FolderStore) -> None:
+    (store.root / ASIDE).rmdir()
+
+    with pytest.raises(StoreUnavailable, match="is gone"):
+        store.free_bytes()
+
+
 def test_a_folder_on_another_file_system_is_named_as_the_cause(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from shared.pipeline.broker import Depth
 from shared.pipeline.envelope import Envelope
-from shared.pipeline.errors import BrokerUnavailable, OverBudget, Reject, Retry, StoreUnavailable
+from shared.pipeline.errors import BrokerUnavailable, OverBudget, Reject, Retry, StoreFull, StoreUnavailable
 from shared.pipeline.memory_broker import MemoryBroker
 from shared.pipeline.metrics import Metrics
 from shared.pipeline.service import Batch, Service
@@ -149,6 +149,22 @@ def test_a_store_that_is_away_has_more_attempts_than_a_retry(broker: MemoryBroke
         calls.append(1)
         if len(calls) < 8:
             raise StoreUnavailable("no route")
+        return []
+
+    ask(broker, 1)
+    run(broker, service(handler), max_attempts=2)
+
+    assert len(calls) == 8
+    assert broker.idle()
+
+
+def test_a_full_store_has_as_many_attempts_as_one_that_is_away(broker: MemoryBroker) -> None:
+    calls: list[int] = []
+
+    def handler(fact: Asked) -> Iterable[BaseModel]:
+        calls.append(1)
+        if len(calls) < 8:
+            raise StoreFull("no room")
         return []
 
     ask(broker, 1)
