@@ -86,6 +86,7 @@ def stack_environment(engine: None, tiny_bundle: Path) -> Iterator[dict[str, str
             "TEST_BUNDLE": str(Path(folder) / "bundle"),
             "TEST_FAULTS": str(Path(folder) / "faults"),
             "VERSION": "test",
+            "S3_MIN_FREE": "50MiB",
         }
 
 
