@@ -1,27 +1,30 @@
-"""Asks the worker of this container whether it is ready: `python -m shared.pipeline.probe [PORT]`.
+"""Asks the worker of this container whether it is ready: `python3 -IS probe.py [PORT]`.
 
-Docker's health check; it needs no curl in the image and imports nothing but the standard library.
+Docker's health check, every few seconds in every container: so it imports a socket and nothing else (15 ms, where
+urllib's import alone takes ten times that), and the image needs no curl.
 """
 
 from __future__ import annotations
 
+import socket
 import sys
-import urllib.error
-import urllib.request
 
 PORT = 8080
-_SECONDS = 10
+_SECONDS = 10.0
 
 
 def ask(port: int, path: str = "/readyz") -> tuple[bool, str]:
     """Whether the worker on this port of the machine says yes, and what it says."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=_SECONDS) as answer:
-            return True, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return False, error.read().decode()
+        with socket.create_connection(("127.0.0.1", port), timeout=_SECONDS) as connection:
+            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
     except OSError as error:
         return False, f"nothing answers on port {port} ({error})"
+    head, _, body = answer.decode(errors="replace").partition("\r\n\r\n")
+    return head.split(" ")[1:2] == ["200"], body
 
 
 def main(arguments: list[str]) -> int:

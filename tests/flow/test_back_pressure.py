@@ -13,8 +13,8 @@ from services.composition import bundle_of, restricted
 from services.dicom_ingest.collected import CollectedSeries
 from services.dicom_ingest.inbox import submit
 from services.dicom_ingest.sweep import CollectedFile, CollectedStudy, Source, run_sweep
-from services.distributed import InboxWorker
 from services.embedded import Ran, intake_of, run
+from services.inbox_worker import InboxWorker
 from services.sources import source_of
 from shared.fracture.ids import Pseudonyms
 from shared.fracture.records import SeriesPlan
