@@ -20,4 +20,5 @@ def dying(fact: Any, **more: Any) -> Any:
 
 
 service.extract_case = dying
-main()
+if __name__ == "__main__":  # the extraction processes import this file too
+    main()
