@@ -288,12 +288,13 @@ def submit(
 # looking ------------------------------------------------------------------------------------------------------------
 def _store(out: Path | None) -> Any:
     """The store of an embedded run's folder, or the distributed system's."""
+    if out is None:
+        from services.distributed import open_store
+
+        return open_store(chosen.settings)
     from services.composition import restricted
-    from services.distributed import open_store
     from shared.pipeline.folder_store import FolderStore
 
-    if out is None:
-        return open_store(chosen.settings)
     if not (out / "store").is_dir():
         raise FractureSweepError(f"{out} holds no store: give the folder that `fracture-sweep run` wrote to")
     return restricted(FolderStore(out / "store"), _embedded_settings())
@@ -535,7 +536,8 @@ def dead_letters_replay(
     store = _store(out)
     survey = Survey(store)
     chosen_ones = survey.matching(wanted) if letter_id is None else [survey.find(letter_id)]
-    due, left = [], []
+    due: list[Standing] = []
+    left: list[Standing] = []
     for one in chosen_ones:
         is_due = one.state == "open" or (one.state == "replayed" and (again or letter_id is not None))
         (due if is_due else left).append(one)

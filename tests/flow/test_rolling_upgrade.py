@@ -55,21 +55,25 @@ def cluster(
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def studies(phantom_archive: Path) -> list[Path]:
     """Four studies, each a sweep of its own."""
     return sorted(path for path in phantom_archive.iterdir() if path.is_dir())
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path, tiny_bundle: Path, studies: list[Path]) -> tuple[Place, dict[str, Ledger]]:
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, studies: list[Path]
+) -> tuple[Place, dict[str, Ledger]]:
     """The same sweeps, embedded, in one version."""
-    here = place(tmp_path / "undisturbed", tiny_bundle)
+    here = place(tmp_path_factory.mktemp("undisturbed"), tiny_bundle)
     return here, {name: here.run(path, name=name).ledger for name, path in zip(SWEEPS, studies, strict=True)}
 
 
 def upgrade(cluster: Cluster, *names: str) -> None:
     for name in names:
+        log = cluster.logs / f"{name}.log"
+        until(lambda log=log: "ready to work" in log.read_text(errors="replace"), 120, f"the {name}")
         assert cluster.terminate(name) == [0]
         cluster.start(name, program=NEXT)
 
