@@ -14,12 +14,12 @@ from pydantic import BaseModel
 from services.fusion_classifier.settings import FusionClassifierSettings
 from shared.fracture import keys
 from shared.fracture.bundle import Bundle
-from shared.fracture.features import FeatureVector
+from shared.fracture.features import FeatureVector, NewerFeatures
 from shared.fracture.messages import FACTS, CaseNotEvaluated, FeaturesExtracted, FractureClassified
 from shared.fracture.records import CaseRecord, Classified, NotEvaluated, Warned
 from shared.fracture.scoring import Classification, acquisition_warnings, score
 from shared.fracture.topology import FUSION_CLASSIFIER
-from shared.pipeline.errors import NotInStore, Reject, Retry
+from shared.pipeline.errors import NewerSchema, NotInStore, Reject, Retry
 from shared.pipeline.service import Service
 from shared.pipeline.store import Store
 from shared.records.archive import read_record, write_record
@@ -107,6 +107,8 @@ def _vectors(fact: FeaturesExtracted, store: Store) -> tuple[FeatureVector, Feat
             found.append(FeatureVector.from_bytes(store.get(key)))
         except NotInStore:
             return None
+        except NewerFeatures as error:
+            raise NewerSchema(f"{error}: upgrade this service, then replay the dead letter") from None
         except ValueError as error:
             raise Reject(f"a stored feature vector cannot be read: {error}") from None
     return found[0], found[1]

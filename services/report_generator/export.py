@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from services.report_generator.page import worklist_page
-from services.report_generator.worklist import to_csv
+from services.report_generator.worklist import Worklist, to_csv
 from services.report_generator.worklists import newest_worklist, patients_of
 from shared.fracture import keys
 from shared.fracture.ids import short
@@ -65,6 +65,15 @@ def export_sweep(store: Store, sweep_id: str, out: Path, *, named: bool = False)
         page = worklist_page(worklist, link=link, patients=patients_of(store, worklist))
         _write(out / "named" / "worklist.html", page.encode())
     return done
+
+
+def export_again(store: Store, out: Path) -> Exported | None:
+    """Write anew what lies in a folder that was exported before (named copies too, where it has them); None else."""
+    try:
+        shown = Worklist.model_validate_json((out / "worklist.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return export_sweep(store, shown.sweep_id, out, named=(out / "named").is_dir())
 
 
 def _folders(reports: dict[str, str]) -> dict[str, str]:

@@ -22,6 +22,10 @@ FeatureKind = Literal["hcr", "dtl"]
 SCHEMA: Final = 1
 
 
+class NewerFeatures(ValueError):
+    """A feature vector that a newer version wrote."""
+
+
 def dtl_names(count: int) -> tuple[str, ...]:
     """The names of a network's pooled features in their order: dtl_0000, dtl_0001, …"""
     return tuple(f"dtl_{n:04d}" for n in range(count))
@@ -79,11 +83,13 @@ class FeatureVector:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FeatureVector:
-        """The vector in canonical JSON bytes; ValueError when they are not one."""
+        """The vector in canonical JSON bytes; NewerFeatures of a newer version, ValueError when they are not one."""
         try:
             raw: Any = json.loads(data)
         except ValueError as error:
             raise ValueError("a feature vector is JSON, these bytes are not") from error
+        if isinstance(raw, dict) and isinstance(raw.get("schema"), int) and raw["schema"] > SCHEMA:
+            raise NewerFeatures(f"feature vector schema {raw['schema']} is newer than {SCHEMA}, the newest known here")
         expected = {"schema", "kind", "names", "values", "protocol_hash", "provenance"}
         if not isinstance(raw, dict) or set(raw) != expected:
             raise ValueError(f"a feature vector has the fields {', '.join(sorted(expected))}")

@@ -137,24 +137,29 @@ class StudyState:
 
 
 def report_id_of(state: StudyState) -> str:
-    """The report's id of a state; equal states give equal ids, whatever happened on the way."""
+    """The report's id of a state; equal states give equal ids, whatever happened on the way.
+
+    Fields at their defaults do not count, so that a record's new field leaves the ids of what was reported alone.
+    """
     return digest(
         {
             "study": state.study_id,
             "scope": state.scope,
-            "plan": state.plan.model_dump(mode="json"),
+            "plan": state.plan.model_dump(mode="json", exclude_defaults=True),
             "series": [
                 {
                     "series": series.planned.series_id,
                     "state": series.state,
                     "reasons": list(series.reasons),
-                    "plan": None if series.plan is None else series.plan.model_dump(mode="json"),
+                    "plan": None if series.plan is None else series.plan.model_dump(mode="json", exclude_defaults=True),
                     "cases": [
                         [
                             case.case_id,
                             case.superseded,
                             type(case.outcome).__name__,
-                            None if case.outcome is None else case.outcome.model_dump(mode="json"),
+                            None
+                            if case.outcome is None
+                            else case.outcome.model_dump(mode="json", exclude_defaults=True),
                         ]
                         for case in series.cases
                     ],

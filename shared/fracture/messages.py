@@ -2,12 +2,16 @@
 
 A fact never holds pixels, UIDs or anything that names a patient. What it speaks of lies in the store under keys that
 `shared.fracture.keys` derives from these ids. Membership of a sweep lies in the store too, never here.
+
+How a fact may change (docs/decisions/0012-message-versions.md; tests/shared/fracture/facts_on_the_wire.json holds every
+version that was ever told): a new field has a default that says what was meant before; VERSION rises where an older
+reader would read the message and be wrong; anything else is a new fact under a new name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -20,6 +24,9 @@ class Fact(BaseModel):
     """What every fact is: frozen, by keyword only, without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    VERSION: ClassVar[int] = 1
+    """Of this fact's schema; it travels in the envelope."""
 
 
 class SweepPlanned(Fact):

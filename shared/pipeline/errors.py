@@ -33,6 +33,10 @@ class OverBudget(Exception):
     """A case used more time or memory than it may: dead-lettered with that reason, not tried again."""
 
 
+class NewerSchema(FractureSweepError):
+    """A message or a record of a newer version than this one: dead-lettered so, to be replayed after the upgrade."""
+
+
 class BrokerUnavailable(FractureSweepError):
     """The broker cannot be reached, or did not confirm in time."""
 

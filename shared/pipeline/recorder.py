@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from shared.pipeline.broker import DELIVERY_LIMIT, Broker, Delivery, Subscription
 from shared.pipeline.envelope import Envelope, Failure
+from shared.pipeline.failures import kind_of, reason_of_death
 from shared.pipeline.metrics import Metrics
 from shared.pipeline.worker import UNKNOWN, confirmed, consume, places, read_envelope, short_ids
 
@@ -90,15 +91,13 @@ class Recorder:
         self.metrics.finish(self._name, message_type, outcome=outcome, seconds=max(self._clock() - started, 0.0))
 
     def _recorded(self, delivery: Delivery, envelope: Envelope | None) -> Sequence[BaseModel]:
-        # Only the broker's own dead letter has used up the limit: so often its queue delivered it.
-        delivered = DELIVERY_LIMIT + 1 if delivery.death == "delivery_limit" else 0
         return list(
             self._record(
                 queue=delivery.queue.removesuffix(DEAD),
                 envelope=envelope,
                 body=delivery.body,
                 death=delivery.death,
-                delivery_count=delivered,
+                delivery_count=_deliveries(delivery),
             )
         )
 
@@ -111,8 +110,8 @@ class Recorder:
         letter = envelope
         if envelope.failure is None:
             # The broker's reason lies in headers, which a new publish does not carry.
-            kind = (delivery.death or "unreadable").replace("_", "-")
-            reason = f"the broker gave it up ({kind})"
+            kind = kind_of(delivery.death or "unreadable")
+            reason = reason_of_death(kind, queue=delivery.queue.removesuffix(DEAD), deliveries=_deliveries(delivery))
             letter = envelope.failed(Failure(kind=kind, reason=reason))
         confirmed(lambda: self.broker.publish_to_queue(delivery.queue, letter.to_bytes()), stop=stop)
         delivery.ack()
@@ -121,6 +120,11 @@ class Recorder:
         if envelope is None or (self._known_types is not None and envelope.message_type not in self._known_types):
             return UNKNOWN
         return envelope.message_type
+
+
+def _deliveries(delivery: Delivery) -> int:
+    """How often a letter's own queue had delivered it: known where the broker gave it up at the limit."""
+    return DELIVERY_LIMIT + 1 if delivery.death == "delivery_limit" else 0
 
 
 def _readable(body: bytes) -> Envelope | None:

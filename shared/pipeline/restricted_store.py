@@ -14,7 +14,7 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from shared.pipeline.errors import FractureSweepError, NotInStore
+from shared.pipeline.errors import FractureSweepError, NewerSchema, NotInStore
 from shared.pipeline.store import Store, check_key, check_prefix
 
 HEADER: Final = b"\x93sealed\x01"
@@ -29,6 +29,10 @@ _NONCE_BYTES = 12
 
 class RestrictedAccess(FractureSweepError):
     """A restricted object was asked for without the key, or cannot be opened with this one."""
+
+
+class NewerSeal(RestrictedAccess, NewerSchema):
+    """A restricted object was sealed by a newer version."""
 
 
 class RestrictedStore:
@@ -120,7 +124,7 @@ class RestrictedStore:
     def _open(self, key: str, sealed: bytes) -> bytes:
         if sealed[: len(HEADER)] != HEADER:
             if sealed[: len(HEADER) - 1] == HEADER[:-1]:
-                raise RestrictedAccess("a restricted object was sealed by a newer version: update this service")
+                raise NewerSeal("a restricted object was sealed by a newer version: update this service")
             raise RestrictedAccess("a restricted object is not encrypted: it was not written by this system")
         body = sealed[len(HEADER) :]
         try:

@@ -10,7 +10,6 @@ acknowledged.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import signal
@@ -24,15 +23,18 @@ from typing import Any, Final, Protocol
 from pydantic import BaseModel, ValidationError
 
 from shared.pipeline.broker import Broker, Delivery, Subscription
-from shared.pipeline.envelope import SCHEMA_VERSION, Envelope, Failure
+from shared.pipeline.envelope import SCHEMA_VERSION, Envelope, Failure, faults, newer_envelope, open_fact
+from shared.pipeline.envelope import schema_version_in as version_in
 from shared.pipeline.errors import (
     BrokerUnavailable,
+    NewerSchema,
     OverBudget,
     Reject,
     Retry,
     StoreFull,
     StoreUnavailable,
 )
+from shared.pipeline.failures import Kind
 from shared.pipeline.health import HealthServer
 from shared.pipeline.metrics import Metrics
 from shared.pipeline.service import Batch, Service
@@ -54,11 +56,6 @@ class _GivenBack(Exception):
 
 class _Unreadable(Exception):
     """The message itself cannot be understood by this worker."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.reason = reason
 
 
 def default_retry_delay(attempt: int) -> float:
@@ -269,11 +266,13 @@ class Worker:
             case Reject():
                 return self._reject(work, result)
             case OverBudget():
-                return self._dead_letter(work, Failure(kind="over-budget", reason=str(result)))
+                return self._dead_letter(work, "over-budget", str(result))
+            case NewerSchema():
+                return self._dead_letter(work, "newer-schema", str(result))
             case _Unreadable():
-                return self._dead_letter(work, Failure(kind=result.kind, reason=result.reason))
+                return self._dead_letter(work, "unreadable", str(result))
             case BaseException():
-                return self._dead_letter(work, self._bug(result))
+                return self._dead_letter(work, "bug", *self._bug(result))
             case _:
                 for fact in result:
                     self._publish(work, fact)
@@ -292,9 +291,7 @@ class Worker:
             raise AssertionError("only a message that was read can be tried again")
         attempt = work.envelope.attempt
         if attempt >= limit:
-            return self._dead_letter(
-                work, Failure(kind="retries-exhausted", reason=f"retries exhausted after {attempt} attempts: {reason}")
-            )
+            return self._dead_letter(work, "retries-exhausted", f"retries exhausted after {attempt} attempts: {reason}")
         delay = self._retry_delay(attempt) if after_seconds is None else after_seconds
         body = work.envelope.again().to_bytes()
         confirmed(lambda: self.broker.publish_to_queue(work.delivery.queue, body, delay_seconds=delay), stop=work.stop)
@@ -302,14 +299,14 @@ class Worker:
         work.reason = reason
         return "retried"
 
-    def _bug(self, error: BaseException) -> Failure:
+    def _bug(self, error: BaseException) -> tuple[str, str]:
+        """The reason and the traceback of what nobody foresaw."""
         if self.service.sees_identifiers:
-            return Failure(kind="bug", reason=type(error).__name__, traceback=places(error))
-        text = "".join(traceback.format_exception(error))
-        return Failure(kind="bug", reason=f"{type(error).__name__}: {error}", traceback=text)
+            return type(error).__name__, places(error)
+        return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
 
-    def _dead_letter(self, work: _Work, failure: Failure) -> str:
-        failure = failure.model_copy(update={"service": self.service.name})
+    def _dead_letter(self, work: _Work, kind: Kind, reason: str, trace: str = "") -> str:
+        failure = Failure(kind=kind, reason=reason, traceback=trace, service=self.service.name)
         body = work.delivery.body if work.envelope is None else work.envelope.failed(failure).to_bytes()
         confirmed(lambda: self.broker.publish_to_queue(f"{work.delivery.queue}.dead", body), stop=work.stop)
         self.metrics.dead_letter(self.service.name, work.message_type, kind=failure.kind)
@@ -365,7 +362,7 @@ class _Work:
         self.stop = stop
         self.envelope: Envelope | None = None
         self.fact: BaseModel | None = None
-        self.unreadable = _Unreadable("unreadable", "")
+        self.unreadable: _Unreadable | NewerSchema = _Unreadable()
         self.message_type = UNKNOWN
         self.reason = ""
         self.traceback = ""
@@ -375,7 +372,7 @@ class _Work:
             if self.envelope.message_type in worker.service.messages:
                 self.message_type = self.envelope.message_type
             self.fact = _read_fact(self.envelope, worker.service)
-        except _Unreadable as error:
+        except (_Unreadable, NewerSchema) as error:
             self.unreadable = error
 
     def start(self) -> None:
@@ -438,48 +435,23 @@ def read_envelope(body: bytes) -> Envelope:
     try:
         return Envelope.from_bytes(body)
     except ValidationError as error:
-        version = _schema_version(body)
+        version = version_in(body)
         if version is not None and version > SCHEMA_VERSION:
-            raise _newer(version) from None
-        raise _Unreadable("unreadable", f"not an envelope: {_where(error)}") from None
-
-
-def _newer(version: int) -> _Unreadable:
-    return _Unreadable(
-        "newer-schema",
-        f"message schema {version} is newer than {SCHEMA_VERSION}, the newest that this worker knows: upgrade it, then "
-        "replay the dead letter",
-    )
-
-
-def _schema_version(body: bytes) -> int | None:
-    try:
-        document = json.loads(body)
-    except ValueError:
-        return None
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    return version if isinstance(version, int) else None
+            raise newer_envelope(version) from None
+        raise _Unreadable(f"not an envelope: {faults(error)}") from None
 
 
 def _read_fact(envelope: Envelope, service: Service) -> BaseModel:
-    if envelope.schema_version > SCHEMA_VERSION:
-        raise _newer(envelope.schema_version)
-    fact_class = service.messages.get(envelope.message_type)
-    if fact_class is None:
-        raise _Unreadable("unreadable", f"{service.name} knows no message of this type")
-    if fact_class not in service.handlers and fact_class not in service.batches:
-        raise _Unreadable("unreadable", f"{service.name} has no handler for {envelope.message_type}")
     try:
-        return fact_class.model_validate_json(json.dumps(envelope.body))
-    except ValidationError as error:
-        raise _Unreadable("unreadable", f"not a {envelope.message_type}: {_where(error)}") from None
-
-
-def _where(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, part['loc'])) or 'document'}: {part['type']}"
-        for part in error.errors(include_input=False, include_context=False, include_url=False)[:5]
-    )
+        fact = open_fact(envelope, service.messages)
+    except ValueError as error:
+        raise _Unreadable(str(error)) from None
+    if type(fact) not in service.handlers and type(fact) not in service.batches:
+        raise NewerSchema(
+            f"{service.name} has no handler for {envelope.message_type}: upgrade this service, then replay the dead "
+            "letter"
+        )
+    return fact
 
 
 def short_ids(body: Mapping[str, Any]) -> dict[str, str]:

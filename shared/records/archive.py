@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from shared.fracture import keys
 from shared.fracture.records import Record
-from shared.pipeline.errors import FractureSweepError, NotInStore, Retry
+from shared.pipeline.envelope import only_unknown_fields, schema_version_in
+from shared.pipeline.errors import FractureSweepError, NewerSchema, NotInStore, Retry
 from shared.pipeline.store import Store
 
 M = TypeVar("M", bound=BaseModel)
@@ -24,15 +25,35 @@ def write_record(store: Store, key: str, record: Record) -> bool:
 
 
 def read_record(store: Store, key: str, model: type[M]) -> M:
-    """The record under a key; NotInStore where there is none, FractureSweepError where it cannot be read."""
+    """The record under a key.
+
+    NotInStore where there is none. NewerSchema where a newer version wrote it (its schema version is newer, or it has
+    fields that are not known here): what those say is never left out in silence. FractureSweepError where it cannot be
+    read otherwise.
+    """
     data = store.get(key)
+    if issubclass(model, Record) and (schema_version_in(data) or 0) > _version_of(model):
+        raise _newer(key, model)
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
+        if only_unknown_fields(error):
+            raise _newer(key, model) from None
         raise FractureSweepError(
             f"the record {key} does not fit this version's {model.__name__} ({error.error_count()} faults); "
             "it was written by another version: use that version, or a new store"
         ) from None
+
+
+def _version_of(model: type[Record]) -> int:
+    return int(model.model_fields["schema_version"].default)
+
+
+def _newer(key: str, model: type[BaseModel]) -> NewerSchema:
+    return NewerSchema(
+        f"the record {key} was written by a newer version than this one's {model.__name__}: upgrade, then replay the "
+        "dead letters of this kind"
+    )
 
 
 def find_record(store: Store, key: str, model: type[M]) -> M | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from shared.fracture import keys
 from shared.fracture.ids import digest, sha256_hex
@@ -22,7 +21,9 @@ from shared.fracture.messages import (
     SeriesRejected,
 )
 from shared.fracture.records import DeadLetter, DeadLetterNote, NotEvaluated, Rejection
-from shared.pipeline.envelope import Envelope
+from shared.pipeline.envelope import SCHEMA_VERSION, Envelope, newer_envelope, open_fact, schema_version_in
+from shared.pipeline.errors import NewerSchema
+from shared.pipeline.failures import kind_of, reason_of_death
 from shared.pipeline.store import Store
 from shared.records.archive import write_record
 
@@ -98,8 +99,13 @@ def record_dead_letter(
     queue = queue.removesuffix(".dead")
     letter_id = dead_letter_id(queue, envelope, body)
     failure = None if envelope is None else envelope.failure
-    kind = failure.kind if failure else (death.replace("_", "-") or "unreadable")
-    reason = failure.reason if failure else _reason_of_death(kind, delivery_count)
+    if failure is not None:
+        kind, reason = failure.kind, failure.reason
+    elif envelope is None and (version := schema_version_in(body) or 0) > SCHEMA_VERSION:
+        kind, reason = "newer-schema", str(newer_envelope(version))
+    else:
+        kind = kind_of(death or "unreadable")
+        reason = reason_of_death(kind, queue=queue, deliveries=delivery_count)
     attempts = 0 if envelope is None else envelope.attempt
     write_record(
         store,
@@ -136,22 +142,10 @@ def record_dead_letter(
             return ()
 
 
-def _reason_of_death(kind: str, delivery_count: int) -> str:
-    match kind:
-        case "delivery-limit":
-            return f"its worker died or let it go each time it was delivered ({delivery_count or 'all'} deliveries)"
-        case "unreadable":
-            return "the message is not readable"
-        case _:
-            return f"the broker gave it up ({kind})"
-
-
 def fact_of(envelope: Envelope) -> Fact | None:
-    """The fact in an envelope; None where its type or body is unknown to this version."""
-    model = FACTS.get(envelope.message_type)
-    if model is None:
-        return None
+    """The fact in an envelope; None where this version cannot read it (a newer one told it, or it is none)."""
     try:
-        return model.model_validate_json(json.dumps(envelope.body))
-    except ValidationError:
+        fact = open_fact(envelope, FACTS)
+    except (NewerSchema, ValueError):
         return None
+    return fact if isinstance(fact, Fact) else None

@@ -17,7 +17,7 @@ from shared.fracture.messages import CaseNotEvaluated, Fact, FeaturesExtracted, 
 from shared.fracture.protocol import Protocols
 from shared.fracture.records import Acquisition, CaseRecord, Classified, Demographics, NotEvaluated, Warned
 from shared.fracture.scoring import Classification, score
-from shared.pipeline.errors import Reject, Retry
+from shared.pipeline.errors import NewerSchema, Reject, Retry
 from shared.pipeline.folder_store import FolderStore
 from shared.records.archive import read_record, write_record
 from tests.fixtures.small_bundle import load_small_bundle, small_vectors
@@ -192,6 +192,14 @@ def test_a_vector_that_cannot_be_read_is_refused(bundle: Bundle, store: FolderSt
     store.put(keys.hcr_features(bundle.protocols.hcr_hash, CASE), b"{")
 
     with pytest.raises(Reject, match="cannot be read"):
+        _classify(bundle, store)
+
+
+def test_a_vector_of_a_newer_version_is_not_refused_for_good(bundle: Bundle, store: FolderStore) -> None:
+    _put_vectors(store, bundle, "dtl")
+    store.put(keys.hcr_features(bundle.protocols.hcr_hash, CASE), b'{"schema": 2, "columns": {}}')
+
+    with pytest.raises(NewerSchema, match="upgrade"):
         _classify(bundle, store)
 
 

@@ -61,7 +61,8 @@ def test_the_values_cannot_be_changed_afterwards() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"schema": 2}, "schema 2 is unknown"),
+        ({"schema": 0}, "schema 0 is unknown"),
+        ({"schema": 2, "extra": 1}, "schema 2 is newer than 1"),
         ({"values": ["1.0"]}, "list of numbers"),
         ({"values": [True]}, "list of numbers"),
         ({"names": [1]}, "list of texts"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import ClassVar
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from shared.pipeline.envelope import MAX_PARENTS, Envelope, Failure
+from shared.pipeline.envelope import MAX_PARENTS, Envelope, Failure, open_fact
+from shared.pipeline.errors import NewerSchema
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
@@ -60,7 +64,42 @@ def test_the_next_attempt_is_the_same_message() -> None:
     assert (again.attempt, again.message_id, again.body) == (2, envelope.message_id, envelope.body)
 
 
-def test_fields_of_a_newer_schema_are_left_alone() -> None:
+def test_what_an_older_reader_does_not_know_of_an_envelope_rides_along() -> None:
     data = Envelope.of(Told(number=1)).to_bytes().replace(b'{"schema_version":1', b'{"hue":"red","schema_version":2')
 
-    assert Envelope.from_bytes(data).schema_version == 2
+    passed_on = Envelope.from_bytes(data).again().failed(Failure(kind="newer-schema", reason="newer")).to_bytes()
+
+    passed = json.loads(passed_on)
+    assert (passed["hue"], passed["schema_version"], passed["attempt"]) == ("red", 2, 2)
+
+
+class Toned(Told):
+    """The next version of a fact: a field more, whose default is what was meant before."""
+
+    tone: str = "plain"
+
+
+class Loud(Told):
+    """A version that an older reader would misread."""
+
+    VERSION: ClassVar[int] = 2
+
+
+def test_a_new_field_is_sent_only_where_it_says_something() -> None:
+    assert Envelope.of(Toned(number=1)).body == {"number": 1}
+    assert Envelope.of(Toned(number=1, tone="high")).body == {"number": 1, "tone": "high"}
+
+
+def test_a_newer_reader_reads_what_an_older_version_told() -> None:
+    older = Envelope.of(Told(number=1)).model_copy(update={"message_type": "Toned"})
+
+    assert open_fact(older, {"Toned": Toned}) == Toned(number=1, tone="plain")
+
+
+def test_the_version_of_a_fact_travels_with_it() -> None:
+    newer = Envelope.from_bytes(Envelope.of(Loud(number=1)).to_bytes())
+
+    assert newer.fact_version == 2
+    assert open_fact(newer, {"Loud": Loud}) == Loud(number=1)
+    with pytest.raises(NewerSchema, match="version 2 of Loud is newer than 1"):
+        open_fact(newer, {"Loud": Told})

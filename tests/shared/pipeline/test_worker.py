@@ -9,11 +9,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from shared.pipeline.broker import Depth
 from shared.pipeline.envelope import Envelope
-from shared.pipeline.errors import BrokerUnavailable, OverBudget, Reject, Retry, StoreFull, StoreUnavailable
+from shared.pipeline.errors import (
+    BrokerUnavailable,
+    NewerSchema,
+    OverBudget,
+    Reject,
+    Retry,
+    StoreFull,
+    StoreUnavailable,
+)
 from shared.pipeline.memory_broker import MemoryBroker
 from shared.pipeline.metrics import Metrics
 from shared.pipeline.service import Batch, Service
@@ -24,6 +32,8 @@ SECRET = "DOE^JANE"
 
 class Asked(BaseModel):
     """A fact of the tests."""
+
+    model_config = ConfigDict(extra="forbid")
 
     number: int = 0
     case_id: str = "c" * 64
@@ -247,25 +257,52 @@ def test_where_identifiers_are_seen_a_bug_keeps_type_and_place_alone(
     assert SECRET not in letter.to_bytes().decode() + logged
 
 
-def test_a_newer_schema_says_what_to_do(broker: MemoryBroker) -> None:
-    newer = Envelope.of(Asked()).model_copy(update={"schema_version": 99})
-    broker.publish("Asked", newer.to_bytes())
+@pytest.mark.parametrize(
+    "newer",
+    [
+        Envelope.of(Asked()).model_copy(update={"schema_version": 99}),
+        Envelope.of(Asked()).model_copy(update={"fact_version": 2}),
+        Envelope(message_type="Asked", body={"number": 1, "tone": SECRET}),
+        Envelope(message_type="Whispered", body={"number": 1}),
+        Envelope(message_type="Answered", body={"number": 1}),
+    ],
+    ids=["envelope", "fact", "unknown field", "unknown type", "no handler"],
+)
+def test_what_a_newer_version_told_is_never_guessed_at_and_says_what_to_do(
+    broker: MemoryBroker, newer: Envelope
+) -> None:
+    handled: list[Asked] = []
+    broker.publish_to_queue("questions", newer.to_bytes())
 
-    run(broker, service(lambda fact: []))
+    run(broker, service(lambda fact: handled.append(fact) or []))
+
+    letter = dead(broker)
+    assert letter.failure is not None
+    assert letter.failure.kind == "newer-schema"
+    assert "upgrade" in letter.failure.reason
+    assert "replay" in letter.failure.reason
+    assert SECRET not in letter.failure.reason
+    assert letter.body == newer.body
+    assert handled == []
+
+
+def test_a_record_of_a_newer_version_is_a_newer_schema_too_and_no_bug(broker: MemoryBroker) -> None:
+    def handler(fact: Asked) -> Iterable[BaseModel]:
+        raise NewerSchema("the record cases/x was written by a newer version")
+
+    ask(broker, 1)
+    run(broker, service(handler))
 
     failure = dead(broker).failure
     assert failure is not None
-    assert failure.kind == "newer-schema"
-    assert "upgrade" in failure.reason
-    assert "replay" in failure.reason
+    assert (failure.kind, failure.traceback) == ("newer-schema", "")
 
 
 @pytest.mark.parametrize(
     "envelope",
     [
-        Envelope(message_type="Whispered", body={}),
         Envelope(message_type="Asked", body={"number": SECRET}),
-        Envelope(message_type="Answered", body={"number": 1}),
+        Envelope(message_type="Asked", body={"number": SECRET, "tone": "high"}),
     ],
 )
 def test_a_message_that_is_not_understood_is_unreadable(broker: MemoryBroker, envelope: Envelope) -> None:
@@ -384,7 +421,7 @@ def test_a_message_whose_facts_are_not_confirmed_is_not_acknowledged() -> None:
 
 
 def test_each_handling_is_one_line_with_short_ids(broker: MemoryBroker, caplog: pytest.LogCaptureFixture) -> None:
-    ask(broker, 1)
+    broker.publish("Asked", Envelope.of(Asked(number=1, case_id="d" * 64)).to_bytes())
 
     with caplog.at_level(logging.INFO):
         run(broker, service(lambda fact: []))
@@ -393,7 +430,7 @@ def test_each_handling_is_one_line_with_short_ids(broker: MemoryBroker, caplog: 
     fields = vars(line)["fields"]
     assert fields["type"] == "Asked"
     assert fields["outcome"] == "done"
-    assert fields["case_id"] == "c" * 12
+    assert fields["case_id"] == "d" * 12
     assert {"message_id", "attempt", "seconds"} <= set(json.loads(json.dumps(fields)))
 
 

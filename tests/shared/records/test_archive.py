@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from shared.fracture.records import (
     StudyPlan,
 )
 from shared.pipeline.envelope import Envelope, Failure
-from shared.pipeline.errors import FractureSweepError
+from shared.pipeline.errors import FractureSweepError, NewerSchema
 from shared.pipeline.folder_store import FolderStore
 from shared.records.archive import newest, read_record, revisions, write_record, write_revision
 from shared.records.ledger import case_outcome, study_state
@@ -77,9 +78,25 @@ def test_writers_at_the_same_time_each_get_a_revision_of_their_own(store: Folder
 
 
 def test_a_record_of_another_version_is_one_clear_sentence(store: FolderStore) -> None:
-    store.put("plans/studies/x/00000001.json", b'{"schema_version": 1, "something": "else"}')
+    store.put("plans/studies/x/00000001.json", b'{"schema_version": 1, "study_id": 7}')
 
     with pytest.raises(FractureSweepError, match="another version"):
+        read_record(store, "plans/studies/x/00000001.json", StudyPlan)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        plan(1, None).model_copy(update={"schema_version": 2}).to_bytes(),
+        json.dumps({**plan(1, None).model_dump(mode="json"), "priority": "high"}).encode(),
+        json.dumps({**plan(1, None).model_dump(mode="json"), "schema_version": 2, "series": {}}).encode(),
+    ],
+    ids=["newer meaning", "unknown field", "newer shape"],
+)
+def test_a_record_of_a_newer_version_is_never_guessed_at(store: FolderStore, record: bytes) -> None:
+    store.put("plans/studies/x/00000001.json", record)
+
+    with pytest.raises(NewerSchema, match="newer version than this one's StudyPlan: upgrade"):
         read_record(store, "plans/studies/x/00000001.json", StudyPlan)
 
 
