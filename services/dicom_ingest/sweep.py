@@ -118,6 +118,10 @@ def run_sweep(
 ) -> SweepPlan:
     """Store, plan and tell everything of a source. Safe to run again: what is there is told again, not made again."""
     write_record(store, keys.sweep_identity(sweep_id), SweepName(sweep_id=sweep_id, name=name))
+    last = sweep_plan(store, sweep_id)
+    if last is not None and last.protocols != protocols:
+        # opens the sweep again before its first fact is told, so that retention leaves its studies alone
+        _write_plan(store, sweep_id, protocols, (), FileCounts(), growing=True)
     references: dict[tuple[str, str], SweepSeries] = {}
     series_of_file: dict[str, str] = {}
     unjoined: dict[str, str] = {}
@@ -126,6 +130,9 @@ def run_sweep(
         if stopped():
             break
         paths: list[tuple[str, ...]] = []
+        if study.identity.study_instance_uid:
+            # before its objects: a study that a sweep holds is not collected while it is being stored
+            store.put(keys.sweep_of_study(intake.study_id(study.identity), sweep_id), b"")
         stored = intake.store_study(study.identity, _noting_files(study.series, paths))
         store.put(keys.sweep_of_study(stored.study_id, sweep_id), b"")
         for line, files_of_series in zip(stored.series, paths, strict=True):

@@ -21,6 +21,11 @@ def volume(series_id: str, image_hash: str) -> str:
     return f"volumes/{series_id}/{image_hash}.nrrd"
 
 
+def volume_record(series_id: str, image_hash: str) -> str:
+    """What the volume was (records.VolumeRecord); it stays when the volume is dropped."""
+    return f"volumes/{series_id}/{image_hash}.json"
+
+
 def manifest(series_id: str, manifest_id: str) -> str:
     """One state of a series (records.SeriesManifest)."""
     return f"manifests/{series_id}/{manifest_id}.json"
