@@ -26,7 +26,7 @@ from services.composition import (
 )
 from services.dicom_ingest import inbox
 from services.dicom_ingest.intake import Tell
-from services.dicom_ingest.sweep import NoSource, Source, close_sweep, is_open, run_sweep
+from services.dicom_ingest.sweep import NoSource, Source, close_sweep, run_sweep
 from services.embedded import intake_of
 from services.settings import Settings
 from services.sources import source_of
@@ -40,7 +40,7 @@ from shared.pipeline.minio_store import MinioStore
 from shared.pipeline.rabbit_broker import RabbitBroker
 from shared.pipeline.store import Store
 from shared.pipeline.worker import Worker, serve
-from shared.records.ledger import sweeps
+from shared.records.ledger import is_open, sweeps
 
 LOG = logging.getLogger("fracture_sweep.ingest")
 

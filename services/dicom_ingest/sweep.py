@@ -241,10 +241,3 @@ def close_sweep(store: Store, sweep_id: str, *, tell: Tell) -> SweepClosing | No
     closing, _ = write_revision(store, keys.sweep_closed(sweep_id), SweepClosing, make)
     tell(SweepClosed(sweep_id=sweep_id))
     return closing
-
-
-def is_open(store: Store, sweep_id: str) -> bool:
-    """Whether a sweep was planned and not closed since."""
-    plan = sweep_plan(store, sweep_id)
-    closing = newest(store, keys.sweep_closed(sweep_id), SweepClosing)
-    return plan is not None and (closing is None or closing.closed_at <= plan.planned_at)

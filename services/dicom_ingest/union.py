@@ -93,11 +93,10 @@ def covers(new: Geometry, old: Geometry) -> bool:
         return False
     first_and_last = np.array([[0.0, 0.0, 0.0], [old.shape_zyx[0] - 1.0, 0.0, 0.0]])
     places = new.index_zyx(old.world_zyx(first_and_last))
-    near = np.abs(places - np.round(places)).max() <= _SPACING_TOLERANCE
-    inside = (
-        places[:, 0].min() >= -_SPACING_TOLERANCE and places[:, 0].max() <= new.shape_zyx[0] - 1 + _SPACING_TOLERANCE
-    )
-    return bool(near and inside and np.abs(places[:, 1:]).max() <= _SPACING_TOLERANCE)
+    planes = np.round(places[:, 0])
+    on_a_plane = np.abs(places[:, 0] - planes).max() <= _SPACING_TOLERANCE
+    inside = planes.min() >= 0 and planes.max() <= new.shape_zyx[0] - 1
+    return bool(on_a_plane and inside and np.abs(places[:, 1:]).max() <= _SPACING_TOLERANCE)
 
 
 def _same_stack(one: Geometry, other: Geometry) -> bool:

@@ -84,7 +84,7 @@ class Resampler:
             raise Retry("the manifest or the mask record of the series is not in the store") from None
 
     def _want(self, fact: MasksReady, case: PlannedCase) -> Want:
-        """What a case asks of the volume: its first crop, or one that was dropped and that work is still waiting for."""
+        """What a case asks of the volume: its first crop, or one that was dropped and is still worked on."""
         asked, crop_hash = fact.protocols, self.protocol.crop_hash
         record = self._case_record(case.case_id)
         if record is None:

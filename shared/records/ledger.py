@@ -16,6 +16,7 @@ from shared.fracture.records import (
     Rejection,
     SeriesPlan,
     StudyPlan,
+    SweepClosing,
     SweepPlan,
 )
 from shared.pipeline.store import Store
@@ -109,6 +110,13 @@ def _unreported(store: Store, scope: str, series: SeriesStatus) -> SeriesStatus:
 def sweep_plan(store: Store, sweep_id: str) -> SweepPlan | None:
     """The newest plan of a sweep."""
     return newest(store, keys.sweep_plans(sweep_id), SweepPlan)
+
+
+def is_open(store: Store, sweep_id: str) -> bool:
+    """Whether a sweep was planned and not closed since."""
+    plan = sweep_plan(store, sweep_id)
+    closing = newest(store, keys.sweep_closed(sweep_id), SweepClosing)
+    return plan is not None and (closing is None or closing.closed_at <= plan.planned_at)
 
 
 def sweep_states(store: Store, plan: SweepPlan) -> dict[str, StudyState]:

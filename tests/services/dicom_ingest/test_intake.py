@@ -17,7 +17,6 @@ from services.dicom_ingest.sweep import (
     NoSource,
     close_sweep,
     file_counts,
-    is_open,
     run_sweep,
 )
 from shared.fracture import keys
@@ -28,7 +27,7 @@ from shared.fracture.records import Demographics, MaskRecord, SeriesManifest, St
 from shared.fracture.volume import Geometry, Mask, Volume, mask_from_nrrd, volume_from_nrrd
 from shared.pipeline.folder_store import FolderStore
 from shared.records.archive import newest, read_record, revisions
-from shared.records.ledger import sweep_ledger
+from shared.records.ledger import is_open, sweep_ledger
 
 PROTOCOLS = Protocols(crop_hash="a" * 64, hcr_hash="b" * 64, dtl_hash="c" * 64, bundle_id="d" * 64)
 WHO = PatientIdentity(patient_name="SENTINEL^NAME", patient_id="SENTINEL-ID", study_instance_uid="1.2.99.1")
