@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic.config import JsonDict
 
 from services.deep_extractor.settings import DeepExtractorSettings
 from services.dicom_ingest.settings import IngestSettings
@@ -82,7 +83,7 @@ class InboxSettings(_Section):
 
 
 Days = Annotated[int, Field(ge=1, le=36500)] | None
-_DAYS_ALLOWED = {"allowed": "a whole number, at least 1, at most 36500 (or nothing)"}
+_DAYS_ALLOWED: JsonDict = {"allowed": "a whole number, at least 1, at most 36500 (or nothing)"}
 
 
 class RetentionSettings(_Section):
