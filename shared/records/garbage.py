@@ -7,7 +7,7 @@ collector that is stopped half-way leaves nothing that a ledger could be wrong b
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -22,7 +22,7 @@ from shared.pipeline.errors import FractureSweepError
 from shared.pipeline.store import Entry, Store
 from shared.records.archive import find_record
 from shared.records.dead_letters import done_since
-from shared.records.ledger import is_open, study_state, sweep_ledger, sweep_plan, sweeps
+from shared.records.ledger import closed_since, is_open, study_state, sweep_ledger, sweep_plan, sweeps
 from shared.records.outcomes import fact_of
 from shared.records.retention import (
     Ages,
@@ -77,9 +77,10 @@ def collect(
     """Delete what was decided, in a safe order, after a last look at each unit."""
     deleted: list[Decision] = []
     left: list[tuple[Unit, str]] = []
+    plans = _Sweeps(store)
     for unit, group in itertools.groupby(in_order(decided), key=lambda decision: decision.unit):
         together = list(group)
-        why = in_use(store, unit, together)
+        why = _in_use(store, plans, unit, together)
         if why is not None:
             left.append((unit, why))
             continue
@@ -133,17 +134,18 @@ def read_standing(
         why = _sweep_under_way(store, sweep_id, marked=sweep_id in marked)
         if why is not None:
             under_way[sweep_id] = why
+    plans = _Sweeps(store)
     studies: dict[str, str] = {}
     reports: dict[str, frozenset[str]] = {}
     for study_id in sorted(due_studies):
-        why, counting = _study_stands(store, study_id, belongings.sweeps_of_study.get(study_id, frozenset()))
+        why, counting = plans.stands(study_id, belongings.sweeps_of_study.get(study_id, frozenset()))
         reports[study_id] = counting
         if why is not None:
             studies[study_id] = why
     found = {letter_id: _letter(store, letter_id) for letter_id in sorted(letters)}
     about = {letter.study_id for letter in found.values() if letter is not None and letter.study_id is not None}
     for study_id in sorted(about - due_studies):
-        why, _ = _study_stands(store, study_id, belongings.sweeps_of_study.get(study_id, frozenset()))
+        why, _ = plans.stands(study_id, belongings.sweeps_of_study.get(study_id, frozenset()))
         if why is not None:
             studies[study_id] = why
     return Standing(
@@ -163,33 +165,69 @@ def _sweep_under_way(store: Store, sweep_id: str, *, marked: bool) -> str | None
     return PENDING if ledger is not None and ledger.pending else None
 
 
-def _study_stands(store: Store, study_id: str, held_by: frozenset[str]) -> tuple[str | None, frozenset[str]]:
-    """Why a study is under way (None: it is not), and the reports of it that a ledger counts."""
-    why: str | None = None
-    counting: set[str] = set()
-    states: dict[str, StudyState | None] = {}
-    for sweep_id in sorted(held_by):
-        planned = sweep_plan(store, sweep_id)
-        if planned is None:
-            why = f"sweep {short(sweep_id)}: {NO_PLAN}"
-            continue
-        if is_open(store, sweep_id):
-            why = f"sweep {short(sweep_id)}: {OPEN}"
-        scope = planned.protocols.scope
-        if scope not in states:
-            states[scope] = study_state(store, study_id, scope)
-        state = states[scope]
-        if state is not None:
-            counting.add(state.report_id)
-        if _pending(planned, study_id, state):
-            why = f"sweep {short(sweep_id)}: {PENDING}"
-    return why, frozenset(counting)
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """The newest plan of a sweep: the revision that it was read from, and its references by study."""
+
+    key: str
+    scope: str
+    planned_at: datetime
+    references: Mapping[str, tuple[tuple[str, str, str], ...]]
 
 
-def _pending(planned: SweepPlan, study_id: str, state: StudyState | None) -> int:
-    references = [(s.study_id, s.series_id, s.manifest_id) for s in planned.series if s.study_id == study_id]
-    states = {} if state is None else {study_id: state}
-    return ledger_of(sweep_id=planned.sweep_id, references=references, states=states, files=FileCounts()).pending
+class _Sweeps:
+    """The plans of sweeps, each read once a revision: a sweep has many studies, and each of them asks for it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._read: dict[str, _Planned] = {}
+
+    def planned(self, sweep_id: str) -> _Planned | None:
+        """The newest plan; None while there is none."""
+        key = max(self._store.keys(keys.sweep_plans(sweep_id)), default=None)
+        if key is None:
+            return None
+        if sweep_id not in self._read or self._read[sweep_id].key != key:
+            plan_of_it = find_record(self._store, key, SweepPlan)
+            if plan_of_it is None:  # another collector was faster
+                return None
+            references: dict[str, list[tuple[str, str, str]]] = {}
+            for line in plan_of_it.series:
+                references.setdefault(line.study_id, []).append((line.study_id, line.series_id, line.manifest_id))
+            self._read[sweep_id] = _Planned(
+                key=key,
+                scope=plan_of_it.protocols.scope,
+                planned_at=plan_of_it.planned_at,
+                references={study_id: tuple(lines) for study_id, lines in references.items()},
+            )
+        return self._read[sweep_id]
+
+    def stands(self, study_id: str, held_by: frozenset[str]) -> tuple[str | None, frozenset[str]]:
+        """Why a study is under way (None: it is not), and the reports of it that a ledger counts."""
+        why: str | None = None
+        counting: set[str] = set()
+        states: dict[str, StudyState | None] = {}
+        for sweep_id in sorted(held_by):
+            planned = self.planned(sweep_id)
+            if planned is None:
+                why = f"sweep {short(sweep_id)}: {NO_PLAN}"
+                continue
+            if not closed_since(self._store, sweep_id, planned.planned_at):
+                why = f"sweep {short(sweep_id)}: {OPEN}"
+            if planned.scope not in states:
+                states[planned.scope] = study_state(self._store, study_id, planned.scope)
+            state = states[planned.scope]
+            if state is not None:
+                counting.add(state.report_id)
+            ledger = ledger_of(
+                sweep_id=sweep_id,
+                references=planned.references.get(study_id, ()),
+                states={} if state is None else {study_id: state},
+                files=FileCounts(),
+            )
+            if ledger.pending:
+                why = f"sweep {short(sweep_id)}: {PENDING}"
+        return why, frozenset(counting)
 
 
 def _letter(store: Store, letter_id: str) -> Letter | None:
@@ -207,7 +245,7 @@ def _letter(store: Store, letter_id: str) -> Letter | None:
 
 
 # deleting ------------------------------------------------------------------------------------------------------------
-def in_use(store: Store, unit: Unit, together: list[Decision]) -> str | None:
+def _in_use(store: Store, plans: _Sweeps, unit: Unit, together: list[Decision]) -> str | None:
     """Why a unit is to be left after all: it came into use since it was decided about."""
     kind, name = unit
     if kind == "sweep":
@@ -215,7 +253,7 @@ def in_use(store: Store, unit: Unit, together: list[Decision]) -> str | None:
     if kind == "study":
         prefix = keys.sweeps_of_study(name)
         held_by = frozenset(key.removeprefix(prefix) for key in store.keys(prefix))
-        why, _ = _study_stands(store, name, held_by)
+        why, _ = plans.stands(name, held_by)
         whole = any(decision.key.startswith(keys.STUDY_PLANS) for decision in together)
         return why or ("a sweep holds it again" if whole and held_by else None)
     if kind == "submission":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import datetime
 
 from shared.fracture import keys
 from shared.fracture.ledger import CaseStatus, Ledger, Outcome, SeriesState, SeriesStatus, StudyState, reason_of
@@ -115,8 +116,13 @@ def sweep_plan(store: Store, sweep_id: str) -> SweepPlan | None:
 def is_open(store: Store, sweep_id: str) -> bool:
     """Whether a sweep was planned and not closed since."""
     plan = sweep_plan(store, sweep_id)
+    return plan is not None and not closed_since(store, sweep_id, plan.planned_at)
+
+
+def closed_since(store: Store, sweep_id: str, planned_at: datetime) -> bool:
+    """Whether a sweep was closed after it was planned."""
     closing = newest(store, keys.sweep_closed(sweep_id), SweepClosing)
-    return plan is not None and (closing is None or closing.closed_at <= plan.planned_at)
+    return closing is not None and closing.closed_at > planned_at
 
 
 def sweep_states(store: Store, plan: SweepPlan) -> dict[str, StudyState]:

@@ -333,9 +333,10 @@ def test_whatever_the_ages_the_ledgers_that_are_left_are_unchanged_and_nothing_u
     before, all_keys = ledgers(store), set(store.keys(""))
     under_way = {study_id: objects_of(store, study_id) for study_id in world.studies_under_way()}
 
-    collect(store, decisions(store, ages=ages, now=NOW))
+    collected = collect(store, decisions(store, ages=ages, now=NOW))
 
     after = ledgers(store)
+    assert collected.left == ()
     assert all(after[sweep_id] == before[sweep_id] for sweep_id in after)
     assert all(ledger is None or ledger.exact for ledger in after.values())
     assert {study_id: objects_of(store, study_id) for study_id in under_way} == under_way
