@@ -19,7 +19,7 @@ from services.composition import claim, teller
 from services.dicom_ingest import inbox
 from services.dicom_ingest.intake import Tell
 from services.dicom_ingest.pressure import Gate, PatientStore, Stopped
-from services.dicom_ingest.sweep import NoSource, Source, close_sweep, is_open, run_sweep
+from services.dicom_ingest.sweep import NoSource, Source, close_sweep, run_sweep
 from services.embedded import intake_of
 from services.settings import Settings
 from services.sources import source_of
@@ -29,7 +29,7 @@ from shared.pipeline.broker import Broker
 from shared.pipeline.errors import BrokerUnavailable, FractureSweepError, StoreFull, StoreUnavailable
 from shared.pipeline.metrics import Metrics
 from shared.pipeline.store import Store
-from shared.records.ledger import sweeps
+from shared.records.ledger import is_open, sweeps
 
 LOG = logging.getLogger("fracture_sweep.ingest")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic.config import JsonDict
 
 from services.deep_extractor.settings import DeepExtractorSettings
 from services.dicom_ingest.settings import IngestSettings, PressureSettings
@@ -81,6 +82,43 @@ class InboxSettings(_Section):
     )
 
 
+Days = Annotated[int, Field(ge=1, le=36500)] | None
+_DAYS_ALLOWED: JsonDict = {"allowed": "a whole number, at least 1, at most 36500 (or nothing)"}
+
+
+class RetentionSettings(_Section):
+    """How many days `fracture-sweep gc` keeps what is done; unset keeps it for ever (docs/retention.md)."""
+
+    derived_days: Days = Field(
+        default=None,
+        description="Volumes, label maps and crops: made again when the study is swept again.",
+        json_schema_extra=_DAYS_ALLOWED,
+    )
+    features_days: Days = Field(
+        default=None,
+        description="Feature vectors: computed again where they are needed.",
+        json_schema_extra=_DAYS_ALLOWED,
+    )
+    results_days: Days = Field(
+        default=None,
+        description="Reports, worklists, outcomes: those that a ledger counts go with it, when both ages have passed.",
+        json_schema_extra=_DAYS_ALLOWED,
+    )
+    ledger_days: Days = Field(
+        default=None,
+        description="Plans, manifests, sweeps, dead letters: a sweep or study goes as a whole, with its results.",
+        json_schema_extra=_DAYS_ALLOWED,
+    )
+    identities_days: Days = Field(
+        default=None,
+        description="Names, record numbers, UIDs, file paths, and the named copies of reports.",
+        json_schema_extra=_DAYS_ALLOWED,
+    )
+    inbox_days: Days = Field(
+        default=30, description="Half uploads that nobody went on with.", json_schema_extra=_DAYS_ALLOWED
+    )
+
+
 class Settings(_Section):
     """Everything that can be set."""
 
@@ -93,6 +131,7 @@ class Settings(_Section):
     dicom_ingest: IngestSettings = Field(default_factory=IngestSettings)
     inbox: InboxSettings = Field(default_factory=InboxSettings)
     pressure: PressureSettings = Field(default_factory=PressureSettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
     resampler: ResamplerSettings = Field(default_factory=ResamplerSettings)
     radiomics_extractor: RadiomicsExtractorSettings = Field(default_factory=RadiomicsExtractorSettings)
     deep_extractor: DeepExtractorSettings = Field(default_factory=DeepExtractorSettings)

@@ -23,7 +23,7 @@ from shared.pipeline.errors import Reject, Retry
 from shared.pipeline.service import Batch, Service
 from shared.pipeline.store import Store
 from shared.records.archive import crop_files
-from shared.records.outcomes import case_ids, rejecting
+from shared.records.outcomes import case_ids, decided, rejecting
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,8 @@ def extract_batch(facts: Sequence[BaseModel], *, store: Store, network: Network,
     for place, fact in enumerate(facts):
         try:
             ready = _case(fact, protocol)
-            if store.exists(keys.dtl_features(protocol.dtl_hash, ready.case_id)):
+            there = store.exists(keys.dtl_features(protocol.dtl_hash, ready.case_id))
+            if there or decided(store, ready.protocols.scope, ready.case_id):
                 answers[place] = (_extracted(ready),)
             else:
                 pictures[place] = picture_of(store, ready, protocol)

@@ -1,7 +1,7 @@
 """The one intake behind every reader: makes collected series durable, plans studies, and tells of them.
 
 Order matters and is the same everywhere: objects, then the record that names them, then the plan, then the fact. Run
-twice on the same input it writes nothing new and tells the same facts.
+twice on the same input it writes nothing new and tells the same facts, but what retention dropped is written again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from services.dicom_ingest.collected import CollectedMask, CollectedSeries, PatientIdentity
-from services.dicom_ingest.union import united
+from services.dicom_ingest.union import covers, united
 from shared.fracture import keys
 from shared.fracture.ids import Pseudonyms, digest, manifest_id, mask_hash, sha256_hex
 from shared.fracture.messages import Fact, SeriesRejected, SeriesStored, StudyRejected
@@ -31,12 +31,20 @@ from shared.fracture.records import (
     SliceIdentity,
     StudyIdentity,
     StudyPlan,
+    VolumeRecord,
 )
-from shared.fracture.volume import Mask, Volume, to_nrrd, volume_from_nrrd
+from shared.fracture.volume import Geometry, Mask, Volume, to_nrrd, volume_from_nrrd
+from shared.pipeline.errors import NotInStore
 from shared.pipeline.store import Store
 from shared.records.archive import find_record, newest, write_record, write_revision
 
 SERVICE = "dicom-ingest"
+VOLUME_DROPPED = "retention dropped the stored volume"
+LIST_DROPPED = "retention dropped the list of the stored images"
+OTHER_IMAGES = (
+    "these are not the images that were stored under the same UIDs and dropped by retention: the result stands "
+    "(use the same files and settings)"
+)
 NOT_JOINED = "late images that cannot join those that are stored (send the whole series again)"
 
 
@@ -130,13 +138,29 @@ class Intake:
                 if not self._is_subset(before, series):
                     unjoined[series_id] = f"{NOT_JOINED}: {(series.reasons or ('no volume',))[0]}"
                 return self._line(before, series), False
-            series = self._united(before, series)
+            try:
+                series = self._united(before, series)
+            except _NotToBeJoined as why:
+                if not (self._is_subset(before, series) and self._brings_images_alone(before, series)):
+                    unjoined[series_id] = f"{NOT_JOINED}: {why}"
+                return self._line(before, series), False
         image_hash = self._image_hash(series)
         if before is not None and before.image_hash == image_hash and self._adds_nothing(before, series):
+            fault = "" if series.volume is None else self._write_volume(series_id, image_hash, series.volume)
+            if fault:
+                unjoined[series_id] = fault
+            else:
+                self._write_instances(series_id, image_hash, series)
             return self._line(before, series), False
         if series.volume is None or series.reasons:
             return self._reject(study_id, series_id, image_hash, series)
         volume, mask = series.volume, series.mask
+        fault = self._write_volume(series_id, image_hash, volume)
+        if fault and before is None:
+            return self._reject(study_id, series_id, image_hash, replace(series, reasons=(fault,)))
+        if fault and before is not None:
+            unjoined[series_id] = fault
+            return self._line(before, series), False
         hashed = None if mask is None else self._mask_hash(mask, series.demographics)
         manifest = SeriesManifest(
             study_id=study_id,
@@ -160,17 +184,34 @@ class Intake:
             mask_faults=series.mask_faults,
             warnings=series.warnings,
         )
-        key = keys.manifest(series_id, manifest.manifest_id)
-        if self._store.exists(key):
-            return self._line(manifest, series), False
-        volume_key = keys.volume(series_id, image_hash)
-        if not self._store.exists(volume_key):
-            self._store.put(volume_key, to_nrrd(volume))
         self._write_instances(series_id, image_hash, series)
         if mask is not None and hashed is not None:
             self._write_mask(series_id, hashed, mask)
-        write_record(self._store, key, manifest)
-        return self._line(manifest, series), True
+        key = keys.manifest(series_id, manifest.manifest_id)
+        new = not self._store.exists(key) and write_record(self._store, key, manifest)
+        return self._line(manifest, series), new
+
+    def _write_volume(self, series_id: str, image_hash: str, volume: Volume) -> str:
+        """Put the volume where it is not there; returns why not, where it is another one than was there before.
+
+        UIDs name it, so that files changed under the same UIDs (or read under other settings) would take its place
+        unseen, and features made now would stand beside features of other voxels.
+        """
+        key = keys.volume(series_id, image_hash)
+        if self._store.exists(key):
+            return ""
+        record = VolumeRecord(
+            image_hash=image_hash, voxels_sha256=_voxels_sha256(volume), grid=GridRecord(**asdict(volume.geometry))
+        )
+        before = find_record(self._store, keys.volume_record(series_id, image_hash), VolumeRecord)
+        if before is not None:
+            geometry = Geometry(**before.grid.model_dump())
+            if before.voxels_sha256 != record.voxels_sha256 or not geometry.same_grid(volume.geometry):
+                return OTHER_IMAGES
+            volume = replace(volume, geometry=geometry)  # to the last bit: a stack joined late was rounded otherwise
+        self._store.put(key, to_nrrd(volume))
+        write_record(self._store, keys.volume_record(series_id, image_hash), record)
+        return ""
 
     def _current_manifest(self, study_id: str, series_id: str) -> SeriesManifest | None:
         plan = newest(self._store, keys.study_plans(study_id), StudyPlan)
@@ -184,14 +225,25 @@ class Intake:
         return find_record(self._store, key, SeriesIdentity)
 
     def _united(self, before: SeriesManifest, series: CollectedSeries) -> CollectedSeries:
-        """The series with the durable slices that this delivery lacks (a series is the union of its instances)."""
+        """The series with the durable slices that this delivery lacks (a series is the union of its instances).
+
+        _NotToBeJoined where these were dropped: what is durable then stays as it is, and nothing of it shrinks.
+        """
         stored = self._instances(before)
         uids = {s.sop_instance_uid for s in series.slices}
+        if stored is None and uids:
+            same = self._image_hash(series) == before.image_hash
+            if same or (series.volume and covers(series.volume.geometry, Geometry(**before.grid.model_dump()))):
+                return series
+            raise _NotToBeJoined(LIST_DROPPED)
         if stored is None or "" in uids or not stored.slices:
             return series
         if {s.sop_instance_uid for s in stored.slices} <= uids:
             return series
-        volume = volume_from_nrrd(self._store.get(keys.volume(before.series_id, before.image_hash)))
+        try:
+            volume = volume_from_nrrd(self._store.get(keys.volume(before.series_id, before.image_hash)))
+        except NotInStore:
+            raise _NotToBeJoined(VOLUME_DROPPED) from None
         return united(series, durable=stored, volume=volume)
 
     def _is_subset(self, before: SeriesManifest, series: CollectedSeries) -> bool:
@@ -201,10 +253,13 @@ class Intake:
             s.sop_instance_uid for s in stored.slices
         }
 
+    def _brings_images_alone(self, before: SeriesManifest, series: CollectedSeries) -> bool:
+        known = series.demographics in (Demographics(), before.demographics)
+        return series.mask is None and not series.mask_faults and known
+
     def _adds_nothing(self, before: SeriesManifest, series: CollectedSeries) -> bool:
         """The same image without masks or age, where they were known before: that takes nothing back."""
-        known = series.demographics in (Demographics(), before.demographics)
-        return series.mask is None and not series.mask_faults and before.mask_hash is not None and known
+        return before.mask_hash is not None and self._brings_images_alone(before, series)
 
     def _reject(
         self, study_id: str, series_id: str, image_hash: str, series: CollectedSeries
@@ -224,9 +279,12 @@ class Intake:
         return line, new
 
     def _write_instances(self, series_id: str, image_hash: str, series: CollectedSeries) -> None:
+        key = keys.series_instances(series_id, image_hash)
+        if self._store.exists(key):
+            return
         write_record(
             self._store,
-            keys.series_instances(series_id, image_hash),
+            key,
             SeriesIdentity(
                 series_id=series_id,
                 image_hash=image_hash,
@@ -253,9 +311,12 @@ class Intake:
         )
 
     def _write_mask(self, series_id: str, hashed: str, mask: CollectedMask) -> None:
-        self._store.put(keys.mask(series_id, hashed), to_nrrd(_unsigned(mask.labels)))
-        if mask.body is not None:
-            self._store.put(keys.body_mask(series_id, hashed), to_nrrd(_unsigned(mask.body)))
+        maps = {keys.mask(series_id, hashed): mask.labels, keys.body_mask(series_id, hashed): mask.body}
+        for key, labels in maps.items():
+            if labels is not None and not self._store.exists(key):
+                self._store.put(key, to_nrrd(_unsigned(labels)))
+        if self._store.exists(keys.mask_record(series_id, hashed)):
+            return
         write_record(
             self._store,
             keys.mask_record(series_id, hashed),
@@ -325,8 +386,12 @@ class Intake:
         return tuple(facts)
 
 
-def _voxels_sha256(mask: Mask) -> str:
-    return sha256_hex(np.ascontiguousarray(mask.voxels).tobytes() + repr(mask.geometry.shape_zyx).encode())
+class _NotToBeJoined(Exception):
+    """Images of a series that is durable, but not whole any more: the text says what of it was dropped."""
+
+
+def _voxels_sha256(grid: Mask | Volume) -> str:
+    return sha256_hex(np.ascontiguousarray(grid.voxels).tobytes() + repr(grid.geometry.shape_zyx).encode())
 
 
 def _unsigned(mask: Mask) -> Mask:

@@ -21,7 +21,7 @@ from shared.fracture.under_way import COUNTED, cases_under_way
 from shared.pipeline.broker import Depth
 from shared.pipeline.errors import FractureSweepError, StoreFull
 from shared.pipeline.metrics import Metrics
-from shared.pipeline.store import Store
+from shared.pipeline.store import Entry, Store
 
 LOG = logging.getLogger("fracture_sweep.ingest")
 
@@ -200,6 +200,10 @@ class PatientStore:
     def keys(self, prefix: str) -> Iterator[str]:
         """As the inner store."""
         return self._inner.keys(prefix)
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """As the inner store."""
+        return self._inner.entries(prefix)
 
     def delete(self, key: str) -> None:
         """As the inner store."""

@@ -124,6 +124,10 @@ def run_sweep(
     raises Stopped when the sweep is to end instead.
     """
     write_record(store, keys.sweep_identity(sweep_id), SweepName(sweep_id=sweep_id, name=name))
+    last = sweep_plan(store, sweep_id)
+    if last is not None and last.protocols != protocols:
+        # opens the sweep again before its first fact is told, so that retention leaves its studies alone
+        _write_plan(store, sweep_id, protocols, (), FileCounts(), growing=True)
     references: dict[tuple[str, str], SweepSeries] = {}
     series_of_file: dict[str, str] = {}
     unjoined: dict[str, str] = {}
@@ -134,6 +138,9 @@ def run_sweep(
             if stopped():
                 break
             paths: list[tuple[str, ...]] = []
+            if study.identity.study_instance_uid:
+                # before its objects: a study that a sweep holds is not collected while it is being stored
+                store.put(keys.sweep_of_study(intake.study_id(study.identity), sweep_id), b"")
             stored = intake.store_study(study.identity, _noting_files(_admitted(study.series, admit), paths))
             store.put(keys.sweep_of_study(stored.study_id, sweep_id), b"")
             for line, files_of_series in zip(stored.series, paths, strict=True):
@@ -257,10 +264,3 @@ def close_sweep(store: Store, sweep_id: str, *, tell: Tell) -> SweepClosing | No
     closing, _ = write_revision(store, keys.sweep_closed(sweep_id), SweepClosing, make)
     tell(SweepClosed(sweep_id=sweep_id))
     return closing
-
-
-def is_open(store: Store, sweep_id: str) -> bool:
-    """Whether a sweep was planned and not closed since."""
-    plan = sweep_plan(store, sweep_id)
-    closing = newest(store, keys.sweep_closed(sweep_id), SweepClosing)
-    return plan is not None and (closing is None or closing.closed_at <= plan.planned_at)

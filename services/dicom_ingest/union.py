@@ -87,6 +87,18 @@ def _spread(mask: CollectedMask, *, places: list[int | None], geometry: Geometry
     return replace(mask, labels=on_grid(mask.labels), body=None if mask.body is None else on_grid(mask.body))
 
 
+def covers(new: Geometry, old: Geometry) -> bool:
+    """Whether a stack has a plane wherever another one has: then nothing of that one is lost without it."""
+    if not _same_stack(new, old):
+        return False
+    first_and_last = np.array([[0.0, 0.0, 0.0], [old.shape_zyx[0] - 1.0, 0.0, 0.0]])
+    places = new.index_zyx(old.world_zyx(first_and_last))
+    planes = np.round(places[:, 0])
+    on_a_plane = np.abs(places[:, 0] - planes).max() <= _SPACING_TOLERANCE
+    inside = planes.min() >= 0 and planes.max() <= new.shape_zyx[0] - 1
+    return bool(on_a_plane and inside and np.abs(places[:, 1:]).max() <= _SPACING_TOLERANCE)
+
+
 def _same_stack(one: Geometry, other: Geometry) -> bool:
     return (
         one.shape_zyx[1:] == other.shape_zyx[1:]

@@ -28,7 +28,7 @@ from shared.pipeline.errors import FractureSweepError, Reject, Retry
 from shared.pipeline.service import Service
 from shared.pipeline.store import Store
 from shared.records.archive import crop_files
-from shared.records.outcomes import case_ids, rejecting
+from shared.records.outcomes import case_ids, decided, rejecting
 
 
 def build(*, store: Store, bundle: Bundle, settings: RadiomicsExtractorSettings | None = None) -> Service:
@@ -93,7 +93,7 @@ def check_protocol(protocol: HcrProtocol, parameters: str) -> None:
 def extract_case(
     fact: CaseReady, *, store: Store, protocol: HcrProtocol, names: tuple[str, ...], pool: ExtractionPool
 ) -> FeaturesExtracted:
-    """The features of one case are in the store when this returns.
+    """The features of one case are in the store when this returns, unless the case was decided before.
 
     Retry: another bundle, the crop is not there, the process died. Reject: the crop has no such features. OverBudget.
     """
@@ -103,7 +103,7 @@ def extract_case(
             f"{short(protocol.hcr_hash)}; start workers with that bundle"
         )
     key = keys.hcr_features(protocol.hcr_hash, fact.case_id)
-    if not store.exists(key):
+    if not store.exists(key) and not decided(store, fact.protocols.scope, fact.case_id):
         image, mask = crop_files(store, protocol.crop_hash, fact.case_id)
         try:
             features = pool.extract(image=image, mask=mask)

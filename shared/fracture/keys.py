@@ -21,6 +21,11 @@ def volume(series_id: str, image_hash: str) -> str:
     return f"volumes/{series_id}/{image_hash}.nrrd"
 
 
+def volume_record(series_id: str, image_hash: str) -> str:
+    """What the volume was (records.VolumeRecord); it stays when the volume is dropped."""
+    return f"volumes/{series_id}/{image_hash}.json"
+
+
 def manifest(series_id: str, manifest_id: str) -> str:
     """One state of a series (records.SeriesManifest)."""
     return f"manifests/{series_id}/{manifest_id}.json"
@@ -42,14 +47,18 @@ def mask_record(series_id: str, mask_hash: str) -> str:
 
 
 # plans --------------------------------------------------------------------------------------------------------------
+STUDY_PLANS: Final = "plans/studies/"
+SERIES_PLANS: Final = "plans/series/"
+
+
 def study_plans(study_id: str) -> str:
     """The prefix of the revisions of a study's plan."""
-    return f"plans/studies/{study_id}/"
+    return f"{STUDY_PLANS}{study_id}/"
 
 
 def series_plans(series_id: str) -> str:
     """The prefix of the revisions of a series' plan."""
-    return f"plans/series/{series_id}/"
+    return f"{SERIES_PLANS}{series_id}/"
 
 
 def revision(prefix: str, number: int) -> str:
@@ -135,6 +144,7 @@ def named_worklists(sweep_id: str) -> str:
 
 # sweeps -------------------------------------------------------------------------------------------------------------
 SWEEPS: Final = "sweeps/"
+SWEEPS_OF_STUDY: Final = "sweeps-of-study/"
 
 
 def sweep_plans(sweep_id: str) -> str:
@@ -149,7 +159,7 @@ def sweep_closed(sweep_id: str) -> str:
 
 def sweeps_of_study(study_id: str) -> str:
     """The prefix under which the sweeps that hold a study are marked."""
-    return f"sweeps-of-study/{study_id}/"
+    return f"{SWEEPS_OF_STUDY}{study_id}/"
 
 
 def sweep_of_study(study_id: str, sweep_id: str) -> str:

@@ -95,7 +95,7 @@ class CaseReady(OfCase):
 
 
 class FeaturesExtracted(OfCase):
-    """The features of one kind are durable."""
+    """The features of one kind are durable, or the case was decided before and needs them no more."""
 
     kind: Literal["hcr", "dtl"]
 

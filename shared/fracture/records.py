@@ -69,6 +69,14 @@ class Demographics(BaseModel):
     sex: Literal["F", "M"] | None = None
 
 
+class VolumeRecord(Record):
+    """What a stored volume was. It stays when retention drops the volume: what is made again has to be the same."""
+
+    image_hash: str
+    voxels_sha256: str
+    grid: GridRecord
+
+
 class MaskRecord(Record):
     """What a stored label map holds. `levels`: level → value in the map."""
 

@@ -16,11 +16,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from shared.pipeline.errors import FractureSweepError, NotInStore, StoreFull, StoreUnavailable
-from shared.pipeline.store import check_key, check_prefix
+from shared.pipeline.store import Entry, check_key, check_prefix
 
 ASIDE: Final = ".aside"
 """The folder of unfinished objects under the root. No key begins with a dot, so none can lie there."""
@@ -84,6 +85,11 @@ class FolderStore:
         """The keys that begin with the prefix, ascending; one folder is read at a time."""
         folder, _, beginning = check_prefix(prefix).rpartition("/")
         return self._walk(folder + "/" if folder else "", beginning)
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """What `keys` lists, each with its size and the time it was written."""
+        found = map(self._entry, self.keys(prefix))
+        return (entry for entry in found if entry is not None)
 
     def delete(self, key: str) -> None:
         """Remove an object, and folders that are empty then; nothing happens where there is none."""
@@ -191,6 +197,16 @@ class FolderStore:
                 yield from self._walk(folder + name, "")
             else:
                 yield folder + name
+
+    def _entry(self, key: str) -> Entry | None:
+        """The entry of a listed key; None where it went away meanwhile."""
+        with self._explained():
+            try:
+                found = (self.root / key).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                self._check_there()
+                return None
+        return Entry(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
     def _remove_leftovers(self) -> None:
         oldest = time.time() - self._leftover_seconds

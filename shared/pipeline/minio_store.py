@@ -14,10 +14,11 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import urllib3
 from minio import Minio
@@ -27,7 +28,9 @@ from urllib3.exceptions import HTTPError, MaxRetryError, ResponseError, SSLError
 
 from shared.pipeline.errors import FractureSweepError, NotInStore, StoreFull, StoreUnavailable
 from shared.pipeline.free_space import free_space_of
-from shared.pipeline.store import check_key, check_prefix
+from shared.pipeline.store import Entry, check_key, check_prefix
+
+T = TypeVar("T")
 
 MAX_OBJECT_BYTES: Final = 5 * 1024**3
 """The most that one PUT may hold (Amazon S3 User Guide, "Uploading objects")."""
@@ -162,8 +165,12 @@ class MinioStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """The keys that begin with the prefix, ascending, page by page."""
+        return (entry.key for entry in self.entries(prefix))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """What `keys` lists, each with its size and the time it was written."""
         check_prefix(prefix)
-        return ascending(self._listed(prefix), folder=prefix.rpartition("/")[0])
+        return ascending(self._listed(prefix), folder=prefix.rpartition("/")[0], name_of=lambda entry: entry.key)
 
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens where there is none."""
@@ -283,7 +290,7 @@ class MinioStore:
             finally:
                 self._minio.remove_object(self._bucket, key)
 
-    def _listed(self, prefix: str) -> Iterator[str]:
+    def _listed(self, prefix: str) -> Iterator[Entry]:
         with self._explained(""):
             found = self._minio.list_objects(self._bucket, prefix=prefix or None, recursive=True)
         while True:
@@ -293,7 +300,8 @@ class MinioStore:
                 return
             name = str(entry.object_name)
             if _is_key(name):
-                yield name
+                # of an object whose time the server does not tell nobody can say that it is old
+                yield Entry(name, int(entry.size or 0), (entry.last_modified or datetime.now(UTC)).astimezone(UTC))
 
     @contextmanager
     def _explained(self, key: str) -> Iterator[None]:
@@ -356,24 +364,26 @@ class _Conflict(StoreUnavailable):
     """409: another writer is at it; ask again."""
 
 
-def ascending(names: Iterable[str], *, folder: str) -> Iterator[str]:
+def ascending(listed: Iterable[T], *, folder: str, name_of: Callable[[T], str] = str) -> Iterator[T]:
     """Keys in ascending order, out of a listing in that order or folder by folder (SeaweedFS: `a/b` before `a-b`).
+
+    Or whatever has a key that `name_of` finds.
 
     Only names that begin with a folder's name and go on with `-` or `.` can be out of place, so no more than one folder
     (directly under `folder`) and those beside it are held back at a time.
     """
     start = len(folder) + 1 if folder else 0
-    held: list[str] = []
+    held: list[T] = []
     root = ""
-    for name in names:
-        first = name[start:].partition("/")[0]
+    for one in listed:
+        first = name_of(one)[start:].partition("/")[0]
         if held and not (first == root or first.startswith((root + "-", root + "."))):
-            yield from sorted(held)
+            yield from sorted(held, key=name_of)
             held = []
         if not held:
             root = first
-        held.append(name)
-    yield from sorted(held)
+        held.append(one)
+    yield from sorted(held, key=name_of)
 
 
 def _is_key(name: str) -> bool:

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from shared.pipeline.errors import FractureSweepError, NewerSchema, NotInStore
-from shared.pipeline.store import Store, check_key, check_prefix
+from shared.pipeline.store import Entry, Store, check_key, check_prefix
 
 HEADER: Final = b"\x93sealed\x01"
 """What a sealed object begins with; its last byte is the version of the format."""
@@ -75,6 +75,13 @@ class RestrictedStore:
             self._need_cipher()
         found = self._inner.keys(prefix)
         return found if self._cipher is not None else (key for key in found if not self._restricted(key))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """What `keys` lists, each with its size (sealed) and the time it was written."""
+        if self._restricted(check_prefix(prefix)):
+            self._need_cipher()
+        found = self._inner.entries(prefix)
+        return found if self._cipher is not None else (one for one in found if not self._restricted(one.key))
 
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens where there is none."""

@@ -3,15 +3,16 @@
 Contract (tests/contract/test_store.py holds every implementation to it): a reader never sees half an object; of two
 writers of one key exactly one is told True; a key is lower-case letters, digits, `-`, `_`, `.` and `/`, without empty
 parts, `.` or `..`; no key is the folder of another (`a` beside `a/b`: a file system cannot hold both, so ValueError);
-`keys` lists in ascending order, page by page, without reading the objects. Any method raises StoreUnavailable while the
-store cannot be reached, which the worker treats like Retry.
+`keys` and `entries` list in ascending order, page by page, without reading the objects. Any method raises
+StoreUnavailable while the store cannot be reached, which the worker treats like Retry.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Protocol
+from datetime import datetime
+from typing import NamedTuple, Protocol
 
 _KEY = re.compile(r"(?=.{1,512}\Z)[a-z0-9_-][a-z0-9._-]{0,199}(/[a-z0-9_-][a-z0-9._-]{0,199})*\Z")
 
@@ -30,6 +31,14 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
+class Entry(NamedTuple):
+    """One object in a listing: its key, its bytes as they lie there, and when it was written (UTC)."""
+
+    key: str
+    bytes: int
+    modified_at: datetime
+
+
 class Store(Protocol):
     """Any place that keeps objects."""
 
@@ -44,6 +53,9 @@ class Store(Protocol):
 
     def keys(self, prefix: str) -> Iterator[str]:
         """The keys that begin with the prefix, ascending."""
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """What `keys` lists, each with its size and the time it was written."""
 
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens where there is none."""

@@ -101,4 +101,6 @@ def crop_files(store: Store, crop_hash: str, case_id: str) -> tuple[bytes, bytes
     try:
         return store.get(keys.case_image(crop_hash, case_id)), store.get(keys.case_mask(crop_hash, case_id))
     except NotInStore:
-        raise Retry("the crop of the case is not in the store") from None
+        raise Retry(
+            "the crop of the case is not in the store; if retention dropped it: sweep the study again"
+        ) from None

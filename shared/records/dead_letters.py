@@ -160,12 +160,22 @@ def ids_of(letter: DeadLetter) -> dict[str, str]:
     return {name: value for name in names if isinstance(value := body.get(name), str)}
 
 
-class Survey:
-    """All dead letters of a store as they stand at one moment; make another one to look again."""
+def done_since(store: Store, fact: Fact) -> bool:
+    """Whether what a fact asks for has come to another end than the dead letters, or is nobody's any more."""
+    return Survey(store, found=()).end_of(fact) is not None
 
-    def __init__(self, store: Store) -> None:
+
+class Survey:
+    """All dead letters of a store as they stand at one moment; make another one to look again.
+
+    `found`: the letters, where they were read already.
+    """
+
+    def __init__(self, store: Store, *, found: Iterable[DeadLetter] | None = None) -> None:
         self._store = store
-        self.letters = sorted(letters(store), key=lambda letter: (letter.recorded_at, letter.dead_letter_id))
+        self.letters = sorted(
+            letters(store) if found is None else found, key=lambda letter: (letter.recorded_at, letter.dead_letter_id)
+        )
         self._by_message = {(letter.queue, letter.message_id): letter for letter in self.letters if letter.message_id}
         self._studies: dict[tuple[str, str], StudyState | None] = {}
 
@@ -193,7 +203,7 @@ class Survey:
         if envelope is None:
             return Standing(letter=letter, state="not readable", replays=replays)
         fact = fact_of(envelope)
-        end = None if fact is None else self._end(fact)
+        end = None if fact is None else self.end_of(fact)
         if end is not None:
             return Standing(letter=letter, state=end, replays=replays)
         if not replays:
@@ -203,7 +213,7 @@ class Survey:
             return Standing(letter=letter, state="replayed", replays=replays)
         return Standing(letter=letter, state="given up again", replays=replays, again=again.dead_letter_id)
 
-    def _end(self, fact: Fact) -> State | None:
+    def end_of(self, fact: Fact) -> State | None:
         """To which end, other than the dead letters, what a fact asks for has come since; None while it has not."""
         match fact:
             case SweepPlanned() | SweepClosed():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 
 from shared.fracture import keys
 from shared.fracture.ledger import CaseStatus, Ledger, Outcome, SeriesState, SeriesStatus, StudyState, reason_of
@@ -16,6 +17,7 @@ from shared.fracture.records import (
     Rejection,
     SeriesPlan,
     StudyPlan,
+    SweepClosing,
     SweepPlan,
 )
 from shared.pipeline.store import Store
@@ -109,6 +111,18 @@ def _unreported(store: Store, scope: str, series: SeriesStatus) -> SeriesStatus:
 def sweep_plan(store: Store, sweep_id: str) -> SweepPlan | None:
     """The newest plan of a sweep."""
     return newest(store, keys.sweep_plans(sweep_id), SweepPlan)
+
+
+def is_open(store: Store, sweep_id: str) -> bool:
+    """Whether a sweep was planned and not closed since."""
+    plan = sweep_plan(store, sweep_id)
+    return plan is not None and not closed_since(store, sweep_id, plan.planned_at)
+
+
+def closed_since(store: Store, sweep_id: str, planned_at: datetime) -> bool:
+    """Whether a sweep was closed after it was planned."""
+    closing = newest(store, keys.sweep_closed(sweep_id), SweepClosing)
+    return closing is not None and closing.closed_at > planned_at
 
 
 def sweep_states(store: Store, plan: SweepPlan) -> dict[str, StudyState]:

@@ -27,6 +27,8 @@ from shared.pipeline.failures import kind_of, reason_of_death
 from shared.pipeline.store import Store
 from shared.records.archive import write_record
 
+_DECIDED: tuple[keys.Outcome, ...] = ("classified", "not-evaluated")
+
 
 def _series_ids(fact: OfSeries) -> dict[str, object]:
     return {
@@ -80,6 +82,11 @@ def rejecting(store: Store, service: str) -> Callable[[BaseModel, tuple[str, ...
                 raise TypeError(f"{type(fact).__name__} is about no series and no case: it cannot be rejected")
 
     return rejected
+
+
+def decided(store: Store, scope: str, case_id: str) -> bool:
+    """Whether a case has its result, or the rule by which it is not scored: its features are needed no more."""
+    return any(store.exists(keys.outcome(kind, scope, case_id)) for kind in _DECIDED)
 
 
 def dead_letter_id(queue: str, envelope: Envelope | None, body: bytes) -> str:

@@ -6,6 +6,7 @@ import os
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,43 @@ def test_a_prefix_may_end_inside_a_name(store: Store, here: str) -> None:
     assert list(store.keys(here + "no/such/folder/")) == []
 
 
+def test_entries_are_the_keys_with_size_and_time(store: Store, here: str) -> None:
+    before = datetime.now(UTC) - timedelta(minutes=5)
+    for name in ("a-b", "a/b", "a.b", "b/empty"):
+        store.put(here + name, b"" if name == "b/empty" else name.encode() * 7)
+
+    found = list(store.entries(here))
+
+    assert [entry.key for entry in found] == list(store.keys(here)) == sorted(entry.key for entry in found)
+    assert all(before < entry.modified_at < datetime.now(UTC) + timedelta(minutes=5) for entry in found)
+    assert all(entry.modified_at.utcoffset() == timedelta(0) for entry in found)
+    assert [entry.key for entry in store.entries(here + "a/")] == [here + "a/b"]
+    assert list(store.entries(here + "nothing/")) == []
+
+
+def test_an_entry_has_the_bytes_that_lie_there(store: Store, here: str) -> None:
+    store.put(here + "small", b"")
+    store.put(here + "large", bytes(100_000))
+
+    large, small = store.entries(here)
+
+    assert large.bytes - small.bytes == 100_000
+    assert small.bytes in (0, 8 + 12 + 16)  # sealed: header, nonce and tag
+
+
+def test_an_object_that_goes_away_while_it_is_listed_is_left_out_or_listed(store: Store, here: str) -> None:
+    for i in range(30):
+        store.put(f"{here}{i:02d}", b"x")
+
+    found = []
+    for entry in store.entries(here):
+        found.append(entry.key)
+        store.delete(f"{here}{len(found) + 5:02d}")
+
+    assert found == sorted(set(found))
+    assert {f"{here}{i:02d}" for i in range(6)} <= set(found)
+
+
 def test_eleven_hundred_keys_are_listed_in_order_page_by_page(store: Store, here: str) -> None:
     keys = sorted(f"{here}{i // 100:02d}{'-x' if i % 3 else ''}/{i:05d}.json" for i in range(1100))
     with ThreadPoolExecutor(8) as pool:
@@ -236,8 +274,9 @@ def test_a_weird_key_is_refused_by_every_method(store: Store, key: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["..", "../", "/", "a//", "a/../", ".aside/"])
 def test_a_weird_prefix_is_refused(store: Store, prefix: str) -> None:
-    with pytest.raises(ValueError, match="not a store key"):
-        store.keys(prefix)
+    for method in (store.keys, store.entries):
+        with pytest.raises(ValueError, match="not a store key"):
+            method(prefix)
 
 
 @given(text=st.text(st.characters(codec="utf-8") | st.sampled_from("./-_aA0"), max_size=40))

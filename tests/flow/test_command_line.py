@@ -41,6 +41,7 @@ def command(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]
         ("dead-letters", "--help"),
         ("dead-letters", "replay", "--help"),
         ("phantoms", "--help"),
+        ("gc", "--help"),
         ("settings", "--help"),
     ],
 )
@@ -61,6 +62,8 @@ def test_help_is_there_for_every_command(arguments: tuple[str, ...]) -> None:
         (("status", "--out", "/not/there"), {}, "holds no store"),
         (("status", "--watch", "--json", "--out", "OUT"), {}, "do not go together"),
         (("export", "--out", "OUT"), {}, "no store is named"),
+        (("gc", "--out", "/not/there"), {}, "holds no store"),
+        (("gc",), {"FRACTURE_SWEEP_RETENTION_DERIVED_DAYS": "0"}, "FRACTURE_SWEEP_RETENTION_DERIVED_DAYS"),
         (("service", "no-such-service"), {}, "no service is called"),
         (("service", "segmenter"), {}, "no store is named"),
         (("settings",), {"FRACTURE_SWEEP_WORKER_HEALTH_PORT": "many"}, "FRACTURE_SWEEP_WORKER_HEALTH_PORT"),

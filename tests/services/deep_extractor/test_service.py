@@ -168,6 +168,17 @@ def test_features_that_are_there_are_told_and_not_computed(
     assert again == first
 
 
+def test_a_case_that_is_decided_needs_no_features_again(bundle: Bundle, store: FolderStore, network: Network) -> None:
+    decided = _fact(bundle, "decided")
+    store.put(keys.outcome("classified", decided.protocols.scope, decided.case_id), b"{}")
+
+    (answer,) = _extract([decided], store=store, network=network, bundle=bundle)
+
+    assert isinstance(answer, list)
+    assert [type(told) for told in answer] == [FeaturesExtracted]
+    assert not list(store.keys("features/"))
+
+
 def test_a_case_of_another_protocol_waits_for_a_worker_that_has_it(
     bundle: Bundle, store: FolderStore, network: Network
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.dicom_ingest.collected import CollectedMask, CollectedSeries, CollectedSlice, PatientIdentity
-from services.dicom_ingest.intake import NOT_JOINED, Intake, StoredStudy
+from services.dicom_ingest.intake import (
+    LIST_DROPPED,
+    NOT_JOINED,
+    OTHER_IMAGES,
+    VOLUME_DROPPED,
+    Intake,
+    StoredStudy,
+)
 from services.dicom_ingest.sweep import (
     CollectedFile,
     CollectedStudy,
     NoSource,
     close_sweep,
     file_counts,
-    is_open,
     run_sweep,
 )
 from shared.fracture import keys
 from shared.fracture.ids import Pseudonyms
 from shared.fracture.messages import Fact, SeriesRejected, SeriesStored, StudyRejected, SweepPlanned
 from shared.fracture.protocol import Protocols
-from shared.fracture.records import Demographics, MaskRecord, SeriesManifest, StudyPlan
+from shared.fracture.records import Demographics, MaskRecord, SeriesManifest, StudyPlan, SweepClosing
 from shared.fracture.volume import Geometry, Mask, Volume, mask_from_nrrd, volume_from_nrrd
 from shared.pipeline.folder_store import FolderStore
 from shared.records.archive import newest, read_record, revisions
-from shared.records.ledger import sweep_ledger
+from shared.records.ledger import is_open, sweep_ledger
 
 PROTOCOLS = Protocols(crop_hash="a" * 64, hcr_hash="b" * 64, dtl_hash="c" * 64, bundle_id="d" * 64)
 WHO = PatientIdentity(patient_name="SENTINEL^NAME", patient_id="SENTINEL-ID", study_instance_uid="1.2.99.1")
@@ -310,3 +317,155 @@ def test_file_counts_add_up() -> None:
     counts = file_counts(FakeSource().files())
 
     assert (counts.found, counts.in_series, counts.ignored) == (2, 1, {"not DICOM": 1})
+
+
+def drop(store: FolderStore, *prefixes: str) -> dict[str, bytes]:
+    """What retention drops: the volumes and label maps (or all under other prefixes); returns what was there."""
+    gone = {
+        key: store.get(key) for key in store.keys("") if key.endswith(".nrrd") or key.startswith(prefixes or ("-",))
+    }
+    for key in gone:
+        store.delete(key)
+    return gone
+
+
+def test_a_dropped_volume_and_its_masks_are_written_again_to_the_last_byte(store: FolderStore) -> None:
+    first = intake(store).store_study(WHO, [series()])
+    gone = drop(store)
+
+    again = intake(store).store_study(WHO, [series()])
+
+    assert len(gone) == 2
+    assert {key: store.get(key) for key in gone} == gone
+    assert (again.facts, again.new, again.unjoined) == (first.facts, False, {})
+
+
+def test_a_volume_that_was_joined_late_is_made_again_to_the_last_byte_from_the_whole(store: FolderStore) -> None:
+    intake(store).store_study(WHO, [series(0, 12, mask=False)])
+    intake(store).store_study(WHO, [series(10, 40, mask=False)])
+    gone = drop(store)
+
+    intake(store).store_study(WHO, [series(0, 40, mask=False)])
+
+    newest_volume = max(gone, key=lambda key: len(gone[key]))
+    assert store.get(newest_volume) == gone[newest_volume]
+
+
+def test_a_dropped_volume_comes_back_with_a_delivery_without_masks_too(store: FolderStore) -> None:
+    first = intake(store).store_study(WHO, [series()])
+    gone = drop(store)
+
+    again = intake(store).store_study(WHO, [series(mask=False)])
+
+    assert [key for key in gone if store.exists(key)] == [key for key in gone if key.startswith("volumes/")]
+    assert again.facts == first.facts
+
+
+def test_late_slices_do_not_shrink_a_series_whose_volume_was_dropped(store: FolderStore) -> None:
+    whole = intake(store).store_study(WHO, [series(0, 20)])
+    drop(store)
+
+    late = intake(store).store_study(WHO, [series(18, 24, mask=False)])
+
+    assert late.series == whole.series
+    assert list(late.unjoined.values()) == [f"{NOT_JOINED}: {VOLUME_DROPPED}"]
+    assert not [key for key in store.keys("volumes/") if key.endswith(".nrrd")]
+
+
+def test_a_subset_of_a_dropped_volume_supersedes_nothing_and_is_no_fault(store: FolderStore) -> None:
+    whole = intake(store).store_study(WHO, [series(0, 20)])
+    drop(store)
+
+    subset = intake(store).store_study(WHO, [series(3, 9, mask=False)])
+
+    assert (subset.facts, subset.new, subset.unjoined) == (whole.facts, False, {})
+
+
+def test_the_whole_series_with_late_slices_joins_what_was_dropped(store: FolderStore) -> None:
+    intake(store).store_study(WHO, [series(0, 20)])
+    drop(store)
+
+    late = intake(store).store_study(WHO, [series(0, 24)])
+
+    assert (manifest_of(store, late).instances, late.unjoined) == (24, {})
+
+
+@pytest.mark.parametrize(("first", "last", "joined"), [(0, 20, True), (0, 24, True), (3, 24, False), (3, 9, False)])
+def test_without_the_list_of_its_images_a_series_does_not_shrink(
+    store: FolderStore, first: int, last: int, joined: bool
+) -> None:
+    whole = intake(store).store_study(WHO, [series(0, 20)])
+    drop(store, "identities/")
+
+    again = intake(store).store_study(WHO, [series(first, last)])
+
+    assert list(again.unjoined.values()) == ([] if joined else [f"{NOT_JOINED}: {LIST_DROPPED}"])
+    assert manifest_of(store, again).instances == (last if joined else manifest_of(store, whole).instances)
+
+
+def test_identities_that_were_dropped_come_back_when_the_study_is_swept_again(store: FolderStore) -> None:
+    intake(store).store_study(WHO, [series()])
+    before = list(store.keys("identities/"))
+    drop(store, "identities/")
+
+    intake(store).store_study(WHO, [series()])
+
+    assert list(store.keys("identities/")) == before
+
+
+def test_other_voxels_under_the_same_uids_do_not_take_the_place_of_a_dropped_volume(store: FolderStore) -> None:
+    whole = intake(store).store_study(WHO, [series()])
+    drop(store)
+    changed = series()
+    assert changed.volume is not None
+    changed = replace(changed, volume=replace(changed.volume, voxels=changed.volume.voxels + np.int16(1)))
+
+    again = intake(store).store_study(WHO, [changed])
+
+    assert again.series == whole.series
+    assert list(again.unjoined.values()) == [OTHER_IMAGES]
+    assert not store.exists(keys.volume(whole.series[0].series_id, manifest_of(store, whole).image_hash))
+
+
+def test_a_sweep_under_another_bundle_is_open_before_its_first_fact(store: FolderStore) -> None:
+    sweep_id = sweep(store, [])
+    open_then: list[bool] = []
+    closing = SweepClosing(sweep_id=sweep_id, revision=1, closed_at=datetime.now(UTC), pending=0)
+    store.put(keys.revision(keys.sweep_closed(sweep_id), 1), closing.to_bytes())
+    assert not is_open(store, sweep_id)
+
+    run_sweep(
+        FakeSource(),
+        name="a sweep",
+        sweep_id=sweep_id,
+        intake=intake(store),
+        store=store,
+        protocols=PROTOCOLS.model_copy(update={"bundle_id": "9" * 64}),
+        tell=lambda fact: open_then.append(is_open(store, sweep_id)),
+    )
+
+    assert open_then == [True, True]
+
+
+def test_a_study_is_marked_before_anything_of_it_is_stored(store: FolderStore) -> None:
+    marks: list[list[str]] = []
+
+    class Source(FakeSource):
+        def studies(self) -> Iterator[CollectedStudy]:
+            def one() -> Iterator[CollectedSeries]:
+                marks.append(list(store.keys(keys.SWEEPS_OF_STUDY)))
+                yield series()
+
+            yield CollectedStudy(identity=WHO, series=one())
+
+    run_sweep(
+        Source(),
+        name="a sweep",
+        sweep_id="e" * 64,
+        intake=intake(store),
+        store=store,
+        protocols=PROTOCOLS,
+        tell=[].append,
+    )
+
+    assert marks == [[keys.sweep_of_study(intake(store).study_id(WHO), "e" * 64)]]

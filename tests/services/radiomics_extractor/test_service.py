@@ -114,6 +114,16 @@ def test_features_that_are_there_are_told_again_and_not_computed(service, store)
     assert store.get(keys.hcr_features(PROTOCOL.hcr_hash, fact.case_id)) == b"as it was"
 
 
+def test_a_case_that_is_decided_needs_no_features_again(service, store):
+    fact = case(4)
+    store.put(keys.outcome("not-evaluated", fact.protocols.scope, fact.case_id), b"{}")
+
+    (told,) = handle(service, fact)
+
+    assert told.kind == "hcr"
+    assert not list(store.keys("features/"))
+
+
 def test_a_case_of_another_bundle_is_tried_later_and_the_reason_says_which_is_loaded(service):
     other = PROTOCOLS.model_copy(update={"hcr_hash": "e" * 64})
     fact = case(3).model_copy(update={"protocols": other})

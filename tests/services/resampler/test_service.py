@@ -252,6 +252,104 @@ def test_a_run_that_stopped_half_way_goes_on(store):
     assert len(plans(store)) == 1
 
 
+def drop(store, *suffixes):
+    """What retention drops; returns what was there."""
+    gone = {key: store.get(key) for key in store.keys("") if key.endswith(suffixes)}
+    for key in gone:
+        store.delete(key)
+    return gone
+
+
+@pytest.mark.parametrize("dropped", [("/image.nrrd", "/mask.nrrd"), ("/mask.nrrd",), ("/image.nrrd",)])
+def test_a_dropped_crop_that_features_are_wanted_of_is_made_again_to_the_last_byte(store, dropped):
+    fact = stored(store, blocks(20, 21), {"L3": 20, "L2": 21})
+    first = handle(store, fact)
+    records = {key: store.get(key) for key in store.keys("cases/") if key.endswith(".json")}
+    gone = drop(store, *dropped)
+
+    again = handle(store, fact)
+
+    assert again == first
+    assert len(gone) == 2 * len(dropped)
+    assert {key: store.get(key) for key in gone} == gone
+    assert {key: store.get(key) for key in store.keys("cases/") if key.endswith(".json")} == records
+
+
+def test_a_dropped_crop_of_whole_vertebrae_is_cut_by_their_bodies_again(store):
+    labels = blocks(20)
+    fact = stored(store, labels, {"L3": 20}, roi_kind="vertebra", bodies=halves(labels))
+    handle(store, fact)
+    gone = drop(store, "/image.nrrd", "/mask.nrrd")
+
+    handle(store, fact)
+
+    assert {key: store.get(key) for key in gone} == gone
+
+
+def features(store, ready, *kinds):
+    for kind in kinds:
+        key = keys.hcr_features if kind == "hcr" else keys.dtl_features
+        store.put(key(PROTOCOLS.hcr_hash if kind == "hcr" else PROTOCOLS.dtl_hash, ready.case_id), b"{}")
+
+
+def test_a_case_that_is_decided_needs_no_crop_again_and_no_volume(store):
+    fact = stored(store, blocks(20), {"L3": 20})
+    (ready,) = handle(store, fact)
+    store.put(keys.outcome("classified", PROTOCOLS.scope, ready.case_id), b"{}")
+    drop(store, ".nrrd")
+    store.read.clear()
+
+    assert handle(store, fact) == [ready]
+    assert not [key for key in store.keys("") if key.endswith(".nrrd")]
+    assert not [key for key in store.read if key.endswith(".nrrd")]
+
+
+def test_with_both_vectors_there_a_crop_comes_back_for_its_picture_where_the_volume_is(store):
+    fact = stored(store, blocks(20), {"L3": 20})
+    (ready,) = handle(store, fact)
+    features(store, ready, "hcr", "dtl")
+    gone = drop(store, "/image.nrrd", "/mask.nrrd")
+
+    told = handle(store, fact)
+
+    assert told == [ready]
+    assert {key: store.get(key) for key in gone} == gone
+
+
+def test_with_both_vectors_there_a_case_goes_on_without_volume_and_crop(store):
+    fact = stored(store, blocks(20), {"L3": 20})
+    (ready,) = handle(store, fact)
+    features(store, ready, "hcr", "dtl")
+    drop(store, ".nrrd")
+
+    assert handle(store, fact) == [ready]
+
+
+@pytest.mark.parametrize("there", [(), ("hcr",), ("dtl",)])
+def test_where_a_vector_is_wanted_and_the_volume_is_gone_the_reason_says_what_to_do(store, there):
+    fact = stored(store, blocks(20), {"L3": 20})
+    (ready,) = handle(store, fact)
+    features(store, ready, *there)
+    drop(store, ".nrrd")
+
+    with pytest.raises(Retry, match="sweep the study with its masks again"):
+        handle(store, fact)
+
+
+def test_a_case_that_was_rejected_is_told_so_again_when_the_volume_is_gone(store):
+    volume = replace(SCAN, geometry=replace(GEOMETRY, spacing_zyx=(0.3, 1.0, 1.0)))
+    labels = np.zeros(GEOMETRY.shape_zyx, dtype=np.uint8)
+    labels[5, 5:55, 5:55] = 20
+    fact = stored(store, Mask(voxels=labels, geometry=volume.geometry), {"L3": 20}, volume=volume)
+    first = handle(store, fact, settings=ResamplerSettings(min_volume_ml=0.1))
+    drop(store, ".nrrd")
+
+    again = handle(store, fact)
+
+    assert [type(one) for one in first] == [CaseRejected]
+    assert again == first
+
+
 def test_another_mask_is_a_new_revision_of_the_plan_with_new_cases(store):
     first = handle(store, stored(store, blocks(20), {"L3": 20}))
 

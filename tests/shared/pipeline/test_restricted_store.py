@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.pipeline.errors import FractureSweepError, NotInStore
@@ -71,6 +71,7 @@ def test_without_the_key_restricted_prefixes_are_closed_and_the_rest_is_open(
         lambda: closed.delete("identities/a"),
         lambda: closed.keys("identities/"),
         lambda: closed.keys("named/reports/"),
+        lambda: closed.entries("identities/"),
     ):
         with pytest.raises(RestrictedAccess, match="given no encryption key"):
             use()
@@ -78,6 +79,7 @@ def test_without_the_key_restricted_prefixes_are_closed_and_the_rest_is_open(
     assert closed.get("cases/a") == b"open"
     assert closed.put("cases/b", b"") is True
     assert list(closed.keys("")) == ["cases/a", "cases/b", KEY_CHECK]
+    assert [entry.key for entry in closed.entries("")] == list(closed.keys(""))
     assert list(closed.keys("ident")) == []
     assert store.get("identities/a") == SENTINEL
 
@@ -109,6 +111,7 @@ def test_an_object_moved_to_another_key_does_not_open(raw: FolderStore, store: R
         store.get("identities/b")
 
 
+@settings(deadline=None)
 @given(place=st.integers(min_value=0), bit=st.integers(0, 7), cut=st.booleans())
 def test_a_changed_bit_or_a_missing_end_never_opens(
     tmp_path_factory: pytest.TempPathFactory, place: int, bit: int, cut: bool
