@@ -236,7 +236,7 @@ def _write_files(
 def close_sweep(store: Store, sweep_id: str, *, tell: Tell) -> SweepClosing | None:
     """Close a sweep when nothing of it is pending; returns the closing, or None while something is.
 
-    A sweep that was planned again after it was closed is closed again.
+    A sweep that was planned again after it was closed is closed again. It stays open until its closing was told.
     """
     plan = sweep_plan(store, sweep_id)
     ledger = sweep_ledger(store, sweep_id)
@@ -256,11 +256,16 @@ def close_sweep(store: Store, sweep_id: str, *, tell: Tell) -> SweepClosing | No
 
     closing, _ = write_revision(store, keys.sweep_closed(sweep_id), SweepClosing, make)
     tell(SweepClosed(sweep_id=sweep_id))
+    store.put(keys.sweep_closing_told(sweep_id, closing.revision), b"")
     return closing
 
 
 def is_open(store: Store, sweep_id: str) -> bool:
-    """Whether a sweep was planned and not closed since."""
+    """Whether a sweep was planned and not closed since, or nobody was told that it was."""
     plan = sweep_plan(store, sweep_id)
     closing = newest(store, keys.sweep_closed(sweep_id), SweepClosing)
-    return plan is not None and (closing is None or closing.closed_at <= plan.planned_at)
+    if plan is None:
+        return False
+    if closing is None or closing.closed_at <= plan.planned_at:
+        return True
+    return not store.exists(keys.sweep_closing_told(sweep_id, closing.revision))

@@ -157,6 +157,11 @@ def sweep_of_study(study_id: str, sweep_id: str) -> str:
     return f"{sweeps_of_study(study_id)}{sweep_id}"
 
 
+def sweep_closing_told(sweep_id: str, revision: int) -> str:
+    """The mark that a closing of a sweep was told."""
+    return f"{sweep_closed(sweep_id)}{revision:08d}.told"
+
+
 # restricted ---------------------------------------------------------------------------------------------------------
 def study_identity(study_id: str, revision_hash: str) -> str:
     """Name, ids, accession number, dates and UIDs of a study, as the instances said."""
