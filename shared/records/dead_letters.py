@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from shared.fracture import keys
+from shared.fracture.ledger import SeriesStatus
 from shared.fracture.messages import OfCase, OfSeries
 from shared.fracture.records import DeadLetter, DeadLetterNote, Record
 from shared.pipeline.broker import Broker
@@ -102,9 +103,15 @@ def done_since(store: Store, envelope: Envelope) -> bool:
             return state is not None and any(
                 series.planned.series_id == fact.series_id
                 and series.planned.manifest_id == fact.manifest_id
-                and series.state in ("planned", "rejected")
+                and (series.state == "rejected" or _all_told(store, fact.protocols.scope, series))
                 and state.report_written
                 for series in state.series
             )
         case _:
             return False
+
+
+def _all_told(store: Store, scope: str, series: SeriesStatus) -> bool:
+    """Whether each planned case has an end of its own: those without were never told of before the series was lost."""
+    cases = () if series.plan is None else series.plan.cases
+    return bool(cases) and all(case_outcome(store, scope, case.case_id) for case in cases)
