@@ -98,6 +98,11 @@ def series_dead_lettered(scope: str, series_id: str, manifest_id: str) -> str:
     return f"outcomes/series-dead-lettered/{scope}/{series_id}/{manifest_id}.json"
 
 
+def report_dead_lettered(scope: str, study_id: str) -> str:
+    """Why no report of a study could be written (records.DeadLetterNote); it counts while the report is missing."""
+    return f"outcomes/report-dead-lettered/{scope}/{study_id}.json"
+
+
 # dead letters -------------------------------------------------------------------------------------------------------
 DEAD_LETTERS: Final = "dead-letters/"
 

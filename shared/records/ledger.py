@@ -47,13 +47,14 @@ def series_status(store: Store, planned: PlannedSeries, scope: str) -> SeriesSta
     current = {case.case_id for case in plan.cases} if plan else set()
     key = keys.series_dead_lettered(scope, planned.series_id, planned.manifest_id)
     note = find_record(store, key, DeadLetterNote)
+    rejection = find_record(store, keys.series_rejected(planned.series_id, planned.manifest_id), Rejection)
     cases = [
         CaseStatus(
             case_id=case.case_id,
             series_id=planned.series_id,
             level=case.level,
-            # the rest of a series whose message was given up half-way will never be told
-            outcome=case_outcome(store, scope, case.case_id) or note,
+            # the rest of a series whose message was refused or given up half-way will never be told
+            outcome=case_outcome(store, scope, case.case_id) or rejection or note,
         )
         for case in (plan.cases if plan else ())
     ]
@@ -67,7 +68,6 @@ def series_status(store: Store, planned: PlannedSeries, scope: str) -> SeriesSta
                 )
     state: SeriesState
     reasons: tuple[str, ...] = ()
-    rejection = find_record(store, keys.series_rejected(planned.series_id, planned.manifest_id), Rejection)
     if plan is not None:
         state = "planned"
     elif rejection is not None:
@@ -91,17 +91,21 @@ def study_state(store: Store, study_id: str, scope: str) -> StudyState | None:
     )
     if store.exists(keys.report(study_id, state.report_id, "json")):
         return replace(state, report_written=True)
-    return replace(state, series=tuple(_unreported(store, scope, series) for series in state.series))
+    # nobody is called to write the report of a complete study once the last call for it was given up
+    given_up = None
+    if state.complete:
+        given_up = find_record(store, keys.report_dead_lettered(scope, study_id), DeadLetterNote)
+    return replace(state, series=tuple(_unreported(store, scope, series, given_up) for series in state.series))
 
 
-def _unreported(store: Store, scope: str, series: SeriesStatus) -> SeriesStatus:
+def _unreported(store: Store, scope: str, series: SeriesStatus, given_up: DeadLetterNote | None) -> SeriesStatus:
     """The series with the dead letters of its classified cases, whose report is not there."""
 
     def looked_up(case: CaseStatus) -> CaseStatus:
         if case.superseded or not isinstance(case.outcome, Classified):
             return case
         note = find_record(store, keys.outcome("dead-lettered", scope, case.case_id), DeadLetterNote)
-        return replace(case, unreported=note)
+        return replace(case, unreported=note or given_up)
 
     return replace(series, cases=tuple(looked_up(case) for case in series.cases))
 
