@@ -243,7 +243,7 @@ def _write_files(
 def close_sweep(store: Store, sweep_id: str, *, tell: Tell) -> SweepClosing | None:
     """Close a sweep when nothing of it is pending; returns the closing, or None while something is.
 
-    A sweep that was planned again after it was closed is closed again.
+    A sweep that was planned again after it was closed is closed again. It stays open until its closing was told.
     """
     plan = sweep_plan(store, sweep_id)
     ledger = sweep_ledger(store, sweep_id)
@@ -263,4 +263,5 @@ def close_sweep(store: Store, sweep_id: str, *, tell: Tell) -> SweepClosing | No
 
     closing, _ = write_revision(store, keys.sweep_closed(sweep_id), SweepClosing, make)
     tell(SweepClosed(sweep_id=sweep_id))
+    store.put(keys.sweep_closing_told(sweep_id, closing.revision), b"")
     return closing

@@ -19,6 +19,7 @@ from shared.fracture.keys import DEAD_LETTERS, INBOX, RESTRICTED, SWEEPS
 CASES: Final = "cases/"
 CLASSIFIED: Final = "outcomes/classified/"
 DEAD_CASES: Final = "outcomes/dead-lettered/"
+DEAD_REPORTS: Final = "outcomes/report-dead-lettered/"
 DEAD_SERIES: Final = "outcomes/series-dead-lettered/"
 DTL: Final = "features/dtl/"
 FEATURES: Final = "features/"
@@ -103,7 +104,8 @@ STORE_RIGHTS: Final[Mapping[str, StoreRights]] = {
         writes=(NAMED, REPORTS, SITE, WORKLISTS),
     ),
     topology.RECORDER: StoreRights(
-        reads=(DEAD_CASES, DEAD_LETTERS, DEAD_SERIES), writes=(DEAD_CASES, DEAD_LETTERS, DEAD_SERIES)
+        reads=(DEAD_CASES, DEAD_LETTERS, DEAD_REPORTS, DEAD_SERIES),
+        writes=(DEAD_CASES, DEAD_LETTERS, DEAD_REPORTS, DEAD_SERIES),
     ),
     OPERATOR: StoreRights(reads=OPEN, writes=(DEAD_LETTERS,)),
     SUBMITTER: StoreRights(reads=(INBOX, SITE), writes=(INBOX, SITE)),

@@ -107,6 +107,11 @@ def series_dead_lettered(scope: str, series_id: str, manifest_id: str) -> str:
     return f"outcomes/series-dead-lettered/{scope}/{series_id}/{manifest_id}.json"
 
 
+def report_dead_lettered(scope: str, study_id: str) -> str:
+    """Why no report of a study could be written (records.DeadLetterNote); it counts while the report is missing."""
+    return f"outcomes/report-dead-lettered/{scope}/{study_id}.json"
+
+
 # dead letters -------------------------------------------------------------------------------------------------------
 DEAD_LETTERS: Final = "dead-letters/"
 
@@ -165,6 +170,11 @@ def sweeps_of_study(study_id: str) -> str:
 def sweep_of_study(study_id: str, sweep_id: str) -> str:
     """The mark that a sweep holds a study."""
     return f"{sweeps_of_study(study_id)}{sweep_id}"
+
+
+def sweep_closing_told(sweep_id: str, revision: int) -> str:
+    """The mark that a closing of a sweep was told."""
+    return f"{sweep_closed(sweep_id)}{revision:08d}.told"
 
 
 # restricted ---------------------------------------------------------------------------------------------------------

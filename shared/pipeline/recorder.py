@@ -65,9 +65,10 @@ class Recorder:
 
     def run(self, stop: threading.Event) -> None:
         """Record until `stop` is set; then finish what was prefetched, and return."""
-        consume(self.broker, self.queues, prefetch=1, slots=1, receive=self._receive, stop=stop, name=self._name)
+        consume(self.broker, self.queues, prefetch=1, slots=1, receive=self.receive, stop=stop, name=self._name)
 
-    def _receive(self, subscription: Subscription, delivery: Delivery, stop: threading.Event) -> None:
+    def receive(self, subscription: Subscription, delivery: Delivery, stop: threading.Event) -> None:
+        """Have one dead letter recorded and told, then acknowledge it; else it goes to the end of its queue."""
         started = self._clock()
         self.metrics.start(self._name)
         envelope = _readable(delivery.body)

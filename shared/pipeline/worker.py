@@ -107,16 +107,21 @@ def consume(
 
 def _slot(subscription: Subscription, receive: Received, stop: threading.Event) -> None:
     while not subscription.drained:
-        delivery: Delivery | None = None
-        try:
-            delivery = subscription.receive(_RECEIVE_SECONDS)
-            if delivery is not None:
-                receive(subscription, delivery, stop)
-        except BaseException as error:  # a thread that ended would leave its share of the queue unserved
-            LOG.error("the worker loop failed; the message is given back", extra={"fields": {"error": places(error)}})
-            stop.wait(_PUBLISH_PAUSE_SECONDS)
-            if delivery is not None and not stop.is_set():
-                _give_back(delivery)
+        receive_next(subscription, receive, stop)
+
+
+def receive_next(subscription: Subscription, receive: Received, stop: threading.Event) -> None:
+    """Wait a little for the next delivery and have it handled; where that raises it is logged and given back."""
+    delivery: Delivery | None = None
+    try:
+        delivery = subscription.receive(_RECEIVE_SECONDS)
+        if delivery is not None:
+            receive(subscription, delivery, stop)
+    except BaseException as error:  # a thread that ended would leave its share of the queue unserved
+        LOG.error("the worker loop failed; the message is given back", extra={"fields": {"error": places(error)}})
+        stop.wait(_PUBLISH_PAUSE_SECONDS)
+        if delivery is not None and not stop.is_set():
+            _give_back(delivery)
 
 
 def _give_back(delivery: Delivery) -> None:
@@ -176,12 +181,13 @@ class Worker:
             self.service.queues,
             prefetch=self.prefetch,
             slots=self.service.slots,
-            receive=self._receive,
+            receive=self.receive,
             stop=stop,
             name=self.service.name,
         )
 
-    def _receive(self, subscription: Subscription, delivery: Delivery, stop: threading.Event) -> None:
+    def receive(self, subscription: Subscription, delivery: Delivery, stop: threading.Event) -> None:
+        """Handle one delivery, and those that its batch gathers; what follows is told, then each is acknowledged."""
         first = _Work(self, delivery, stop)
         works = [first, *self._gather(subscription, first, stop)]
         fresh = [work for work in works if work.delivery.delivery_count == 0]

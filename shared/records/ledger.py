@@ -49,13 +49,14 @@ def series_status(store: Store, planned: PlannedSeries, scope: str) -> SeriesSta
     current = {case.case_id for case in plan.cases} if plan else set()
     key = keys.series_dead_lettered(scope, planned.series_id, planned.manifest_id)
     note = find_record(store, key, DeadLetterNote)
+    rejection = find_record(store, keys.series_rejected(planned.series_id, planned.manifest_id), Rejection)
     cases = [
         CaseStatus(
             case_id=case.case_id,
             series_id=planned.series_id,
             level=case.level,
-            # the rest of a series whose message was given up half-way will never be told
-            outcome=case_outcome(store, scope, case.case_id) or note,
+            # the rest of a series whose message was refused or given up half-way will never be told
+            outcome=case_outcome(store, scope, case.case_id) or rejection or note,
         )
         for case in (plan.cases if plan else ())
     ]
@@ -69,7 +70,6 @@ def series_status(store: Store, planned: PlannedSeries, scope: str) -> SeriesSta
                 )
     state: SeriesState
     reasons: tuple[str, ...] = ()
-    rejection = find_record(store, keys.series_rejected(planned.series_id, planned.manifest_id), Rejection)
     if plan is not None:
         state = "planned"
     elif rejection is not None:
@@ -93,17 +93,21 @@ def study_state(store: Store, study_id: str, scope: str) -> StudyState | None:
     )
     if store.exists(keys.report(study_id, state.report_id, "json")):
         return replace(state, report_written=True)
-    return replace(state, series=tuple(_unreported(store, scope, series) for series in state.series))
+    # nobody is called to write the report of a complete study once the last call for it was given up
+    given_up = None
+    if state.complete:
+        given_up = find_record(store, keys.report_dead_lettered(scope, study_id), DeadLetterNote)
+    return replace(state, series=tuple(_unreported(store, scope, series, given_up) for series in state.series))
 
 
-def _unreported(store: Store, scope: str, series: SeriesStatus) -> SeriesStatus:
+def _unreported(store: Store, scope: str, series: SeriesStatus, given_up: DeadLetterNote | None) -> SeriesStatus:
     """The series with the dead letters of its classified cases, whose report is not there."""
 
     def looked_up(case: CaseStatus) -> CaseStatus:
         if case.superseded or not isinstance(case.outcome, Classified):
             return case
         note = find_record(store, keys.outcome("dead-lettered", scope, case.case_id), DeadLetterNote)
-        return replace(case, unreported=note)
+        return replace(case, unreported=note or given_up)
 
     return replace(series, cases=tuple(looked_up(case) for case in series.cases))
 
@@ -114,15 +118,17 @@ def sweep_plan(store: Store, sweep_id: str) -> SweepPlan | None:
 
 
 def is_open(store: Store, sweep_id: str) -> bool:
-    """Whether a sweep was planned and not closed since."""
+    """Whether a sweep was planned and not closed since, or nobody was told that it was."""
     plan = sweep_plan(store, sweep_id)
     return plan is not None and not closed_since(store, sweep_id, plan.planned_at)
 
 
 def closed_since(store: Store, sweep_id: str, planned_at: datetime) -> bool:
-    """Whether a sweep was closed after it was planned."""
+    """Whether a sweep was closed after it was planned, and that was told."""
     closing = newest(store, keys.sweep_closed(sweep_id), SweepClosing)
-    return closing is not None and closing.closed_at > planned_at
+    if closing is None or closing.closed_at <= planned_at:
+        return False
+    return store.exists(keys.sweep_closing_told(sweep_id, closing.revision))
 
 
 def sweep_states(store: Store, plan: SweepPlan) -> dict[str, StudyState]:

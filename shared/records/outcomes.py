@@ -101,7 +101,8 @@ def record_dead_letter(
 ) -> Iterable[BaseModel]:
     """Store a dead letter and the terminal note of its series or case; returns the fact that tells it.
 
-    Nothing is told of a letter that itself was about a dead letter, or the report-generator could be called for ever.
+    Nothing is told of a letter that itself was about a dead letter, or the report-generator could be called for ever:
+    a note says that the report of its study was given up.
     """
     queue = queue.removesuffix(".dead")
     letter_id = dead_letter_id(queue, envelope, body)
@@ -137,6 +138,7 @@ def record_dead_letter(
     note = DeadLetterNote(dead_letter_id=letter_id, queue=queue, kind=kind, reason=reason, attempts=attempts)
     match fact:
         case CaseDeadLettered() | SeriesDeadLettered():
+            write_record(store, keys.report_dead_lettered(fact.protocols.scope, fact.study_id), note)
             return ()
         case OfCase():
             write_record(store, keys.outcome("dead-lettered", fact.protocols.scope, fact.case_id), note)

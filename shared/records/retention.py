@@ -105,6 +105,7 @@ _RULES: Final = (
     _rule(r"reports/<study>/(?P<report>[^/.]+)\.\w+", "results"),
     _rule(r"outcomes/series-rejected/<series>/[^/]+\.json", "ledger", with_unit=True),
     _rule(r"outcomes/series-dead-lettered/[^/]+/<series>/[^/]+\.json", "ledger", with_unit=True),
+    _rule(r"outcomes/report-dead-lettered/[^/]+/<study>\.json", "ledger", with_unit=True),
     _rule(
         r"outcomes/(?:classified|not-evaluated|rejected|dead-lettered)/[^/]+/(?P<case>[^/]+)\.json",
         "results",

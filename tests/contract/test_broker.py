@@ -25,6 +25,7 @@ from shared.pipeline.memory_broker import MemoryBroker
 from shared.pipeline.rabbit_broker import BrokerSettings, RabbitBroker
 from shared.pipeline.service import Service
 from shared.pipeline.worker import Worker
+from tests.fixtures.mishaps import Life, MortalBroker
 from tests.fixtures.rabbitmq import RabbitNode, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,12 +40,15 @@ class Told(BaseModel):
     number: int
 
 
-@pytest.fixture(params=["memory", pytest.param("rabbit", marks=pytest.mark.rabbitmq)])
+@pytest.fixture(params=["memory", "mortal", pytest.param("rabbit", marks=pytest.mark.rabbitmq)])
 def connect(request: pytest.FixtureRequest) -> Iterator[Callable[[], Broker]]:
     """Opens the broker; over RabbitMQ each call is a connection of its own."""
     opened: list[Broker] = []
     if request.param == "memory":
         opened.append(MemoryBroker())
+        yield lambda: opened[0]
+    elif request.param == "mortal":
+        opened.append(MortalBroker(MemoryBroker(), Life()))
         yield lambda: opened[0]
     else:
         settings = request.getfixturevalue("rabbitmq")

@@ -18,8 +18,9 @@ from shared.pipeline.folder_store import FolderStore
 from shared.pipeline.minio_store import MinioStore
 from shared.pipeline.restricted_store import RestrictedStore
 from shared.pipeline.store import Store, check_key, check_prefix
+from tests.fixtures.memory_store import MemoryStore
 
-STORES = ["folder", pytest.param("minio", marks=pytest.mark.s3), "restricted", "restricted-elsewhere"]
+STORES = ["folder", "memory", pytest.param("minio", marks=pytest.mark.s3), "restricted", "restricted-elsewhere"]
 
 
 @pytest.fixture(scope="module", params=STORES)
@@ -29,6 +30,8 @@ def any_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     if kind == "minio":
         server = request.getfixturevalue("s3_server")
         store: Store = MinioStore(server.settings(f"contract-{uuid.uuid4().hex[:12]}"))
+    elif kind == "memory":
+        store = MemoryStore()
     else:
         store = FolderStore(tmp_path_factory.mktemp(kind) / "store")
         if kind != "folder":

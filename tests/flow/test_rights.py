@@ -18,7 +18,7 @@ from shared.fracture.access import OPERATOR, STORE_RIGHTS, SUBMITTER
 from shared.fracture.ids import Pseudonyms
 from shared.fracture.topology import DICOM_INGEST, SERVICES
 from shared.pipeline.store import Store
-from shared.records.dead_letters import letters, replay
+from shared.records.dead_letters import Survey, replay
 from shared.records.ledger import sweep_ledger
 from tests.fixtures.broken_dicom import make_broken_inputs
 from tests.fixtures.runs import PSEUDONYM_KEY, place
@@ -121,7 +121,7 @@ def test_dead_letters_are_made_and_replayed_with_the_rights_of_recorder_and_oper
     operator = held(patient.store, OPERATOR)
     bundle = bundle_of(patient.settings)
     with pipeline(settings=patient.settings, store=patient.store, bundle=bundle, held=held) as running:
-        done = [replay(operator, running.broker, letter) for letter in letters(operator)]
+        done = [replay(operator, running.broker, standing) for standing in Survey(operator).matching()]
         running.wait_until_idle()
 
     assert set(done) == {"replayed"}

@@ -29,10 +29,11 @@ from services.dicom_ingest.sweep import (
 )
 from shared.fracture import keys
 from shared.fracture.ids import Pseudonyms
-from shared.fracture.messages import Fact, SeriesRejected, SeriesStored, StudyRejected, SweepPlanned
+from shared.fracture.messages import Fact, SeriesRejected, SeriesStored, StudyRejected, SweepClosed, SweepPlanned
 from shared.fracture.protocol import Protocols
 from shared.fracture.records import Demographics, MaskRecord, SeriesManifest, StudyPlan, SweepClosing
 from shared.fracture.volume import Geometry, Mask, Volume, mask_from_nrrd, volume_from_nrrd
+from shared.pipeline.errors import BrokerUnavailable
 from shared.pipeline.folder_store import FolderStore
 from shared.records.archive import newest, read_record, revisions
 from shared.records.ledger import is_open, sweep_ledger
@@ -291,6 +292,34 @@ def test_a_sweep_with_something_pending_is_not_closed(store: FolderStore) -> Non
 
     assert close_sweep(store, sweep_id, tell=told.append) is None
     assert is_open(store, sweep_id)
+
+
+def test_a_sweep_stays_open_until_its_closing_was_told(store: FolderStore) -> None:
+    sweep_id = "f" * 64
+    run_sweep(
+        NoSource(["notes.txt"], "not a DICOM file"),
+        name="a sweep",
+        sweep_id=sweep_id,
+        intake=intake(store),
+        store=store,
+        protocols=PROTOCOLS,
+        tell=[].append,
+    )
+
+    def unheard(fact: Fact) -> None:
+        raise BrokerUnavailable("nobody confirmed")
+
+    with pytest.raises(BrokerUnavailable):
+        close_sweep(store, sweep_id, tell=unheard)
+    open_after_the_first = is_open(store, sweep_id)
+    told: list[Fact] = []
+    closing = close_sweep(store, sweep_id, tell=told.append)
+
+    assert open_after_the_first
+    assert told == [SweepClosed(sweep_id=sweep_id)]
+    assert closing is not None
+    assert closing.revision == 1
+    assert not is_open(store, sweep_id)
 
 
 def test_a_submission_that_cannot_be_read_stands_in_the_ledger_of_files(store: FolderStore) -> None:

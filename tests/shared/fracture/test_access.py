@@ -57,6 +57,7 @@ def test_every_key_of_the_store_lies_below_a_prefix_that_somebody_writes() -> No
         *(keys.outcome(kind, study, case) for kind in keys.OUTCOMES),
         keys.series_rejected(study, case),
         keys.series_dead_lettered("s", study, case),
+        keys.report_dead_lettered("s", study),
         keys.dead_letter(study),
         keys.dead_letter_replay(study, 1),
         keys.report(study, case, "html"),
