@@ -17,7 +17,7 @@ from services.sources import source_of
 from shared.fracture.access import OPERATOR, STORE_RIGHTS, SUBMITTER
 from shared.fracture.ids import Pseudonyms
 from shared.fracture.topology import DICOM_INGEST, SERVICES
-from shared.pipeline.store import Store
+from shared.pipeline.store import Entry, Store
 from shared.records.dead_letters import Survey, replay
 from shared.records.ledger import sweep_ledger
 from tests.fixtures.broken_dicom import make_broken_inputs
@@ -48,6 +48,10 @@ class HeldToItsRights:
     def keys(self, prefix: str) -> Iterator[str]:
         self._need("list", prefix)
         return self._inner.keys(prefix)
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        self._need("list", prefix)
+        return self._inner.entries(prefix)
 
     def delete(self, key: str) -> None:
         self._need("delete", key)

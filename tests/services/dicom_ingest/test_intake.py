@@ -461,6 +461,7 @@ def test_a_sweep_under_another_bundle_is_open_before_its_first_fact(store: Folde
     open_then: list[bool] = []
     closing = SweepClosing(sweep_id=sweep_id, revision=1, closed_at=datetime.now(UTC), pending=0)
     store.put(keys.revision(keys.sweep_closed(sweep_id), 1), closing.to_bytes())
+    store.put(keys.sweep_closing_told(sweep_id, 1), b"")
     assert not is_open(store, sweep_id)
 
     run_sweep(

@@ -243,6 +243,7 @@ def write_sweep(store: FolderStore, sweep: Sweep, studies: tuple[Study, ...]) ->
     if sweep.closed:
         closing = SweepClosing(sweep_id=sweep.sweep_id, revision=1, closed_at=NOW - timedelta(days=199), pending=0)
         write_record(store, keys.revision(keys.sweep_closed(sweep.sweep_id), 1), closing)
+        store.put(keys.sweep_closing_told(sweep.sweep_id, 1), b"")
 
 
 def written(folder: Path, world: World, *, oldest_days: int = 100) -> FolderStore:
