@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 from shared.pipeline.broker import Broker, Delivery, Subscription
 from shared.pipeline.envelope import SCHEMA_VERSION, Envelope, Failure
 from shared.pipeline.errors import (
+    OVER_BUDGET,
     BrokerUnavailable,
     OverBudget,
     Reject,
@@ -48,6 +49,15 @@ UNKNOWN: Final = "unknown"
 
 class _GivenBack(Exception):
     """What follows from a message could not be published: it must not be acknowledged."""
+
+
+class _PartlyOverBudget(Exception):
+    """Some of what a message asked for was done within the budget."""
+
+    def __init__(self, told: Sequence[BaseModel], rest: OverBudget) -> None:
+        super().__init__(str(rest))
+        self.told = told
+        self.rest = rest
 
 
 class _Unreadable(Exception):
@@ -227,7 +237,7 @@ class Worker:
     def _follow(self, fact: BaseModel) -> Sequence[BaseModel]:
         handler = self.service.handlers.get(type(fact))
         if handler is not None:
-            return list(handler(fact))
+            return _told(handler(fact))
         (result,) = _run_batch(self.service.batches[type(fact)], [fact])
         if isinstance(result, BaseException):
             raise result
@@ -259,13 +269,16 @@ class Worker:
         """Publish what follows from a result (facts, or an exception by its class): the outcome's name."""
         match result:
             case Retry():
-                return self._again(work, result.reason, after_seconds=result.after_seconds, limit=self._max_attempts)
+                return self._again(work, result, limit=self._max_attempts)
             case StoreUnavailable():
-                return self._again(work, str(result), after_seconds=None, limit=self._outage_attempts)
+                return self._again(work, Retry(str(result)), limit=self._outage_attempts)
             case Reject():
                 return self._reject(work, result)
             case OverBudget():
-                return self._dead_letter(work, Failure(kind="over-budget", reason=str(result)))
+                return self._dead_letter(work, Failure(kind=OVER_BUDGET, reason=str(result)))
+            case _PartlyOverBudget():
+                self.interpret(work, result.told)
+                return self.interpret(work, result.rest)
             case _Unreadable():
                 return self._dead_letter(work, Failure(kind=result.kind, reason=result.reason))
             case BaseException():
@@ -283,19 +296,18 @@ class Worker:
         work.reason = "; ".join(refusal.reasons)
         return "rejected"
 
-    def _again(self, work: _Work, reason: str, *, after_seconds: float | None, limit: int) -> str:
+    def _again(self, work: _Work, retry: Retry, *, limit: int) -> str:
         if work.envelope is None:
             raise AssertionError("only a message that was read can be tried again")
         attempt = work.envelope.attempt
         if attempt >= limit:
-            return self._dead_letter(
-                work, Failure(kind="retries-exhausted", reason=f"retries exhausted after {attempt} attempts: {reason}")
-            )
-        delay = self._retry_delay(attempt) if after_seconds is None else after_seconds
+            reason = f"retries exhausted after {attempt} attempts: {retry.reason}"
+            return self._dead_letter(work, Failure(kind=retry.exhausted, reason=reason))
+        delay = self._retry_delay(attempt) if retry.after_seconds is None else retry.after_seconds
         body = work.envelope.again().to_bytes()
         confirmed(lambda: self.broker.publish_to_queue(work.delivery.queue, body, delay_seconds=delay), stop=work.stop)
         self.metrics.retry(self.service.name, work.message_type)
-        work.reason = reason
+        work.reason = retry.reason
         return "retried"
 
     def _bug(self, error: BaseException) -> Failure:
@@ -347,9 +359,22 @@ def _listed(result: Iterable[BaseModel] | Exception) -> Sequence[BaseModel] | Ba
     if isinstance(result, BaseException):
         return result
     try:
-        return list(result)
+        return _told(result)
     except Exception as error:
         return error
+
+
+def _told(facts: Iterable[BaseModel]) -> list[BaseModel]:
+    """What a handler yields; _PartlyOverBudget where it yielded something before it went over its budget."""
+    told: list[BaseModel] = []
+    try:
+        for fact in facts:
+            told.append(fact)
+    except OverBudget as error:
+        if told:
+            raise _PartlyOverBudget(told, error) from error
+        raise
+    return told
 
 
 class _Work:
