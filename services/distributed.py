@@ -97,7 +97,7 @@ def run_service(name: str, settings: Settings) -> int:
             health_port=port,
         )
     if name == DICOM_INGEST:
-        worker = InboxWorker(
+        inbox_worker = InboxWorker(
             settings=settings,
             store=store,
             broker=broker,
@@ -105,16 +105,29 @@ def run_service(name: str, settings: Settings) -> int:
             bundle=bundle_of(settings),
         )
         return serve(
-            worker, broker=broker, checks={"store": store.check}, metrics=metrics, health_host=host, health_port=port
+            inbox_worker,
+            broker=broker,
+            checks={"store": store.check},
+            metrics=metrics,
+            health_host=host,
+            health_port=port,
         )
     service = build_service(name, settings=settings, store=store, bundle=lambda: bundle_of(settings), metrics=metrics)
+    worker = Worker(
+        service,
+        broker,
+        max_attempts=settings.worker.max_attempts,
+        stuck_seconds=settings.worker.stuck_seconds,
+        metrics=metrics,
+    )
     return serve(
-        Worker(service, broker, max_attempts=settings.worker.max_attempts, metrics=metrics),
+        worker,
         broker=broker,
         checks={"store": store.check, "service": service.ready},
         metrics=metrics,
         health_host=host,
         health_port=port,
+        alive=worker.alive,
         close=service.close,
     )
 

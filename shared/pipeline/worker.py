@@ -5,6 +5,10 @@ is published again here as a new message with `attempt` one higher (a requeue wo
 which is kept for workers that die); a store that is away is no fault of the message, so it has more attempts, wider
 apart; a publish that the broker does not confirm is tried again with the facts at hand before the message is given
 back. A message that cannot be handled goes to `<queue>.dead` with its reason, confirmed, before it is acknowledged.
+
+Budgets are the services' own. Behind them stands one net: a message that is under way for longer than any budget
+allows makes the worker say that it is no longer alive, so that it is restarted and the broker delivers the message
+again, until the delivery limit gives it up.
 """
 
 from __future__ import annotations
@@ -43,6 +47,8 @@ _PUBLISH_ROUNDS: Final = 5
 _PUBLISH_PAUSE_SECONDS: Final = 2.0
 _REDELIVERED_TOGETHER_SECONDS: Final = 0.2
 _SHORT_ID: Final = 12
+STUCK_SECONDS: Final = 3600.0
+"""A message under way for longer is stuck, unless a setting says otherwise."""
 UNKNOWN: Final = "unknown"
 """The type label of a message whose type cannot be read."""
 
@@ -153,7 +159,7 @@ class Worker:
     """A service at work on a broker.
 
     `retry_delay` gives the seconds before the attempt after the given one. `max_attempts` counts the first one too;
-    while the store is away a message has `outage_attempts`.
+    while the store is away a message has `outage_attempts`. A message under way for more than `stuck_seconds` is stuck.
     """
 
     def __init__(
@@ -165,6 +171,7 @@ class Worker:
         outage_attempts: int = 60,
         retry_delay: Callable[[int], float] = default_retry_delay,
         metrics: Metrics | None = None,
+        stuck_seconds: float = STUCK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.service = service
@@ -173,7 +180,11 @@ class Worker:
         self._max_attempts = max_attempts
         self._outage_attempts = max(outage_attempts, max_attempts)
         self._retry_delay = retry_delay
+        self._stuck_seconds = stuck_seconds
         self._clock = clock
+        self._lock = threading.Lock()
+        self._under_way: set[_Work] = set()
+        self.metrics.oldest_in_flight(service.name, self.oldest_in_flight_seconds)
 
     @property
     def prefetch(self) -> int:
@@ -334,6 +345,32 @@ class Worker:
         """The clock that handling is timed with."""
         return self._clock()
 
+    def begin(self, work: _Work) -> None:
+        """A message is under way from now on."""
+        with self._lock:
+            self._under_way.add(work)
+        self.metrics.start(self.service.name)
+
+    def end(self, work: _Work) -> None:
+        """It no longer is."""
+        with self._lock:
+            self._under_way.discard(work)
+
+    def oldest_in_flight_seconds(self) -> float:
+        """For how long the message that is longest under way is so; 0 where none is."""
+        now = self._clock()
+        with self._lock:
+            return max((now - work.started for work in self._under_way), default=0.0)
+
+    def alive(self) -> bool:
+        """Whether no message is stuck; the first time that one is found so, the log names it."""
+        now = self._clock()
+        with self._lock:
+            stuck = [work for work in self._under_way if now - work.started > self._stuck_seconds]
+        for work in stuck:
+            work.log_stuck(now - work.started)
+        return not stuck
+
 
 def confirmed(publish: Callable[[], None], *, stop: threading.Event) -> None:
     """Publish, and again while the broker is away (not for ever): _GivenBack when it was never confirmed."""
@@ -390,7 +427,8 @@ class _Work:
         self.message_type = UNKNOWN
         self.reason = ""
         self.traceback = ""
-        self._started = 0.0
+        self.started = 0.0
+        self._stuck_logged = False
         try:
             self.envelope = read_envelope(delivery.body)
             if self.envelope.message_type in worker.service.messages:
@@ -400,21 +438,28 @@ class _Work:
             self.unreadable = error
 
     def start(self) -> None:
-        self._started = self._worker.now()
-        self._worker.metrics.start(self._worker.service.name)
+        self.started = self._worker.now()
+        self._worker.begin(self)
 
     def pause(self) -> None:
         """Back to before `start`: it will be started again, alone."""
+        self._worker.end(self)
         self._worker.metrics.start(self._worker.service.name, -1)
 
     def finish(self, result: Sequence[BaseModel] | BaseException) -> None:
         """Publish what follows, then acknowledge; what cannot be published is given back."""
         try:
+            self._finish(result)
+        finally:
+            self._worker.end(self)
+
+    def _finish(self, result: Sequence[BaseModel] | BaseException) -> None:
+        try:
             outcome = self._settle(result)
         except _GivenBack:
             outcome = "given-back"
             self.reason = "the broker did not confirm what follows from it"
-        seconds = self._worker.now() - self._started
+        seconds = self._worker.now() - self.started
         self._worker.metrics.finish(
             self._worker.service.name, self.message_type, outcome=outcome, seconds=max(seconds, 0.0)
         )
@@ -434,16 +479,27 @@ class _Work:
             kind = error if not isinstance(error, Reject) else RuntimeError("a refusal was itself refused")
             return self._worker.interpret(self, kind)
 
+    def log_stuck(self, seconds: float) -> None:
+        """Say once that this message is stuck."""
+        if not self._stuck_logged:
+            self._stuck_logged = True
+            fields = {"type": self.message_type, "seconds": round(seconds, 3), **self._ids()}
+            LOG.error("%s is stuck; this worker asks to be restarted", self.message_type, extra={"fields": fields})
+
+    def _ids(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {"delivery_count": self.delivery.delivery_count}
+        if self.envelope is not None:
+            fields |= {"message_id": self.envelope.message_id, "attempt": self.envelope.attempt}
+            fields |= short_ids(self.envelope.body) if self.fact is not None else {}
+        return fields
+
     def _log(self, outcome: str, seconds: float) -> None:
         fields: dict[str, Any] = {
             "type": self.message_type,
             "outcome": outcome,
             "seconds": round(seconds, 3),
-            "delivery_count": self.delivery.delivery_count,
+            **self._ids(),
         }
-        if self.envelope is not None:
-            fields |= {"message_id": self.envelope.message_id, "attempt": self.envelope.attempt}
-            fields |= short_ids(self.envelope.body) if self.fact is not None else {}
         if self.reason:
             fields["reason"] = self.reason
         if self.traceback:
@@ -534,11 +590,13 @@ def serve(
     metrics: Metrics,
     health_host: str = "0.0.0.0",  # noqa: S104 - probes and Prometheus come from outside of the container
     health_port: int = 8080,
+    alive: Callable[[], bool] = lambda: True,
     close: Callable[[], None] = lambda: None,
 ) -> int:
     """Run one worker as a process: health server, SIGTERM and SIGINT drain it; the exit code (0).
 
-    Call it on the main thread, after the broker's queues were declared. `checks` are what /readyz asks, by name.
+    Call it on the main thread, after the broker's queues were declared. `checks` are what /readyz asks, by name, and
+    `alive` what /healthz asks.
     """
     stop = threading.Event()
 
@@ -546,7 +604,7 @@ def serve(
         stop.set()
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    health = HealthServer(checks={"broker": broker.check, **checks}, registry=metrics.registry)
+    health = HealthServer(checks={"broker": broker.check, **checks}, registry=metrics.registry, alive=alive)
     try:
         health.start(host=health_host, port=health_port)
         LOG.info("ready to work", extra={"fields": {"health_port": health.port}})
