@@ -57,8 +57,8 @@ class WorkerSettings(_Section):
     )
     stuck_seconds: Annotated[float, Field(gt=0)] = Field(
         default=STUCK_SECONDS,
-        description="A message under way for longer makes /healthz fail, so that the worker is restarted and it "
-        "comes again, until the delivery limit gives it up. Keep it above every budget.",
+        description="A message under way for longer makes /healthz fail and ends the worker's process; it comes again, "
+        "until the delivery limit gives it up. Keep it above every budget.",
     )
     health_host: str = Field(default="0.0.0.0", description="Where /healthz, /readyz and /metrics listen.")  # noqa: S104
     health_port: Annotated[int, Field(ge=0, le=65535)] = Field(

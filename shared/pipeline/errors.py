@@ -7,8 +7,10 @@ connection alone.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
+Exhausted = Literal["retries-exhausted", "over-budget"]
+"""The kinds of a dead letter that may follow from trying in vain."""
 RETRIES_EXHAUSTED: Final = "retries-exhausted"
 OVER_BUDGET: Final = "over-budget"
 
@@ -23,7 +25,9 @@ class Retry(Exception):
     `exhausted` is the kind of that dead letter, where something better is known than that it was tried in vain.
     """
 
-    def __init__(self, reason: str, *, after_seconds: float | None = None, exhausted: str = RETRIES_EXHAUSTED) -> None:
+    def __init__(
+        self, reason: str, *, after_seconds: float | None = None, exhausted: Exhausted = RETRIES_EXHAUSTED
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.after_seconds = after_seconds

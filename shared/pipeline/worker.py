@@ -7,14 +7,15 @@ apart; a publish that the broker does not confirm is tried again with the facts 
 back. A message that cannot be handled goes to `<queue>.dead` with its reason, confirmed, before it is acknowledged.
 
 Budgets are the services' own. Behind them stands one net: a message that is under way for longer than any budget
-allows makes the worker say that it is no longer alive, so that it is restarted and the broker delivers the message
-again, until the delivery limit gives it up.
+allows makes /healthz fail, and the process finishes what else it holds and ends with 1 (Docker restarts what has ended,
+not what is unhealthy). The broker delivers the message again, until the delivery limit gives it up.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import signal
 import threading
@@ -49,6 +50,8 @@ _REDELIVERED_TOGETHER_SECONDS: Final = 0.2
 _SHORT_ID: Final = 12
 STUCK_SECONDS: Final = 3600.0
 """A message under way for longer is stuck, unless a setting says otherwise."""
+_WATCH_SECONDS: Final = 10.0
+_STUCK_DRAIN_SECONDS: Final = 60.0
 UNKNOWN: Final = "unknown"
 """The type label of a message whose type cannot be read."""
 
@@ -484,7 +487,7 @@ class _Work:
         if not self._stuck_logged:
             self._stuck_logged = True
             fields = {"type": self.message_type, "seconds": round(seconds, 3), **self._ids()}
-            LOG.error("%s is stuck; this worker asks to be restarted", self.message_type, extra={"fields": fields})
+            LOG.error("%s is stuck: this worker is to be restarted", self.message_type, extra={"fields": fields})
 
     def _ids(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"delivery_count": self.delivery.delivery_count}
@@ -582,6 +585,25 @@ class Runs(Protocol):
         """Work until `stop` is set, finish what was prefetched, return."""
 
 
+def watch(
+    alive: Callable[[], bool],
+    *,
+    stop: threading.Event,
+    ended: threading.Event,
+    end: Callable[[int], object] = os._exit,
+    every_seconds: float = _WATCH_SECONDS,
+    drain_seconds: float = _STUCK_DRAIN_SECONDS,
+) -> None:
+    """Until the worker has ended: once it is no longer alive, stop it, and end the process where that does not help."""
+    while not ended.wait(every_seconds):
+        if not alive():
+            stop.set()
+            if not ended.wait(drain_seconds):
+                LOG.error("what is stuck does not end: the process ends without it")
+                end(1)
+            return
+
+
 def serve(
     worker: Runs,
     *,
@@ -595,10 +617,12 @@ def serve(
 ) -> int:
     """Run one worker as a process: health server, SIGTERM and SIGINT drain it; the exit code (0).
 
+    A worker that is no longer alive ends the process with 1.
+
     Call it on the main thread, after the broker's queues were declared. `checks` are what /readyz asks, by name, and
     `alive` what /healthz asks.
     """
-    stop = threading.Event()
+    stop, ended = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         stop.set()
@@ -608,10 +632,13 @@ def serve(
     try:
         health.start(host=health_host, port=health_port)
         LOG.info("ready to work", extra={"fields": {"health_port": health.port}})
+        watching = threading.Thread(target=watch, args=(alive,), kwargs={"stop": stop, "ended": ended}, daemon=True)
+        watching.start()
         worker.run(stop)
         LOG.info("drained: all that was prefetched is finished")
         return 0
     finally:
+        ended.set()
         health.stop()
         broker.close()
         close()

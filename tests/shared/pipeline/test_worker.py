@@ -17,7 +17,7 @@ from shared.pipeline.errors import BrokerUnavailable, OverBudget, Reject, Retry,
 from shared.pipeline.memory_broker import MemoryBroker
 from shared.pipeline.metrics import Metrics
 from shared.pipeline.service import Batch, Service
-from shared.pipeline.worker import Worker, default_retry_delay
+from shared.pipeline.worker import Worker, default_retry_delay, watch
 
 SECRET = "DOE^JANE"
 
@@ -483,3 +483,27 @@ def test_a_worker_without_work_is_alive(broker: MemoryBroker) -> None:
         clock.seconds += 1000.0
 
         assert worker.alive()
+
+
+def test_a_process_whose_worker_stays_stuck_ends_itself_after_the_rest_was_drained() -> None:
+    stop, ended = threading.Event(), threading.Event()
+    codes: list[int] = []
+
+    watch(lambda: False, stop=stop, ended=ended, end=codes.append, every_seconds=0.01, drain_seconds=0.01)
+
+    assert stop.is_set()
+    assert codes == [1]
+
+
+def test_a_process_whose_worker_lives_ends_when_the_worker_has() -> None:
+    stop, ended = threading.Event(), threading.Event()
+    codes: list[int] = []
+
+    def alive() -> bool:
+        ended.set()
+        return True
+
+    watch(alive, stop=stop, ended=ended, end=codes.append, every_seconds=0.01)
+
+    assert not stop.is_set()
+    assert codes == []
