@@ -85,7 +85,7 @@ def run_service(name: str, settings: Settings) -> int:
     if name == DICOM_INGEST:
         from services.inbox_worker import InboxWorker
 
-        worker = InboxWorker(
+        inbox_worker = InboxWorker(
             settings=settings,
             store=store,
             broker=broker,
@@ -94,15 +94,28 @@ def run_service(name: str, settings: Settings) -> int:
             metrics=metrics,
         )
         return serve(
-            worker, broker=broker, checks={"store": store.check}, metrics=metrics, health_host=host, health_port=port
+            inbox_worker,
+            broker=broker,
+            checks={"store": store.check},
+            metrics=metrics,
+            health_host=host,
+            health_port=port,
         )
     service = build_service(name, settings=settings, store=store, bundle=lambda: bundle_of(settings), metrics=metrics)
+    worker = Worker(
+        service,
+        broker,
+        max_attempts=settings.worker.max_attempts,
+        stuck_seconds=settings.worker.stuck_seconds,
+        metrics=metrics,
+    )
     return serve(
-        Worker(service, broker, max_attempts=settings.worker.max_attempts, metrics=metrics),
+        worker,
         broker=broker,
         checks={"store": store.check, "service": service.ready},
         metrics=metrics,
         health_host=host,
         health_port=port,
+        alive=worker.alive,
         close=service.close,
     )

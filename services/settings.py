@@ -19,6 +19,7 @@ from services.report_generator.settings import ReportGeneratorSettings
 from services.resampler.settings import ResamplerSettings
 from shared.pipeline.minio_store import StoreSettings
 from shared.pipeline.rabbit_broker import BrokerSettings
+from shared.pipeline.worker import STUCK_SECONDS
 
 DEMO_BUNDLE = Path(__file__).resolve().parents[1] / "deploy" / "bundles" / "demo"
 
@@ -54,6 +55,11 @@ class WorkerSettings(_Section):
     )
     start_seconds: Annotated[float, Field(ge=0, le=3600)] = Field(
         default=60.0, description="How long a starting worker waits for a broker or store that is not there yet."
+    )
+    stuck_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=STUCK_SECONDS,
+        description="A message under way for longer makes /healthz fail and ends the worker's process; it comes again, "
+        "until the delivery limit gives it up. Keep it above every budget.",
     )
     health_host: str = Field(default="0.0.0.0", description="Where /healthz, /readyz and /metrics listen.")  # noqa: S104
     health_port: Annotated[int, Field(ge=0, le=65535)] = Field(

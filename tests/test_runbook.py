@@ -53,7 +53,7 @@ def test_the_reasons_are_found_in_the_code() -> None:
     found = {text for _, text in REASONS}
 
     assert "the crop of the case is not in the store" in found
-    assert "the mask lies on another grid than the scan" in found
+    assert "the volume or a mask of the series is not in the store" in found
     assert len(found) > 20
 
 

@@ -14,6 +14,7 @@ The trainer computes through this module too, so that what the classifier was fi
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from services.deep_extractor.settings import Device
 from shared.fracture.bundle import GoldenImage
-from shared.pipeline.errors import FractureSweepError
+from shared.pipeline.errors import FractureSweepError, OverBudget
 
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
@@ -33,9 +34,15 @@ _WARNINGS_AND_WORSE: Final = 3
 
 
 class Network:
-    """A loaded network. FractureSweepError where it cannot be loaded, or the device that was demanded is not there."""
+    """A loaded network. FractureSweepError where it cannot be loaded, or the device that was demanded is not there.
 
-    def __init__(self, onnx: bytes, *, device: Device = "auto", intra_op_threads: int = 1) -> None:
+    `seconds` is what the pictures of one call may take together.
+    """
+
+    def __init__(
+        self, onnx: bytes, *, device: Device = "auto", intra_op_threads: int = 1, seconds: float | None = None
+    ) -> None:
+        self._seconds = seconds
         available = onnxruntime.get_available_providers()
         if device == "cuda" and CUDA not in available:
             raise FractureSweepError(
@@ -82,14 +89,39 @@ class Network:
         return {"execution_provider": self.provider, "onnxruntime": str(onnxruntime.__version__)}
 
     def features(self, pictures: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
-        """The features of pictures (size, size), each as float64 (the float32 values, exactly)."""
+        """The features of pictures (size, size), each as float64 (the float32 values, exactly).
+
+        OverBudget where they take too long: onnxruntime looks at its flag between two operators of the network.
+        """
+        options = onnxruntime.RunOptions()
+        overdue = threading.Event()
+
+        def stop() -> None:
+            overdue.set()
+            options.terminate = True
+
+        timer = None if self._seconds is None else threading.Timer(self._seconds, stop)
+        try:
+            if timer is not None:
+                timer.daemon = True
+                timer.start()
+            return self._features(pictures, options)
+        except Exception:  # onnxruntime's exceptions have no public base
+            if overdue.is_set():
+                raise OverBudget(f"the network took more than {self._seconds:g} s") from None
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _features(self, pictures: Sequence[NDArray[np.float32]], options: Any) -> list[NDArray[np.float64]]:
         frame = CUDA_FRAME if self.provider == CUDA else 1
         found: list[NDArray[np.float64]] = []
         for start in range(0, len(pictures), frame):
             part = pictures[start : start + frame]
             stack = np.zeros((frame, 1, *part[0].shape), dtype=np.float32)
             stack[: len(part), 0] = part
-            values = self._session.run([self._output], {self._input: stack})[0]
+            values = self._session.run([self._output], {self._input: stack}, options)[0]
             found += [row.astype(np.float64) for row in values[: len(part)]]
         return found
 

@@ -13,13 +13,14 @@ from services.deep_extractor.network import Network, check_golden
 from services.deep_extractor.settings import DeepExtractorSettings
 from shared.fracture import keys
 from shared.fracture.bundle import Bundle
+from shared.fracture.crop import MAX_CROP_VOXELS
 from shared.fracture.features import FeatureVector, dtl_names
 from shared.fracture.messages import FACTS, CaseReady, FeaturesExtracted
 from shared.fracture.protocol import DtlProtocol
 from shared.fracture.sagittal import sagittal_image
 from shared.fracture.topology import DEEP_EXTRACTOR
-from shared.fracture.volume import mask_from_nrrd, volume_from_nrrd
-from shared.pipeline.errors import Reject, Retry
+from shared.fracture.volume import TooLarge, mask_from_nrrd, volume_from_nrrd
+from shared.pipeline.errors import FractureSweepError, OverBudget, Reject, Retry
 from shared.pipeline.service import Batch, Service
 from shared.pipeline.store import Store
 from shared.records.archive import crop_files
@@ -32,8 +33,16 @@ Answer = Iterable[BaseModel] | Exception
 
 def load_network(bundle: Bundle, settings: DeepExtractorSettings) -> Network:
     """The bundle's network on the device of the settings, after its golden image came out right."""
-    network = Network(bundle.network_bytes(), device=settings.device, intra_op_threads=settings.intra_op_threads)
-    difference = check_golden(network, bundle.golden.image)
+    network = Network(
+        bundle.network_bytes(),
+        device=settings.device,
+        intra_op_threads=settings.intra_op_threads,
+        seconds=settings.batch_seconds,
+    )
+    try:
+        difference = check_golden(network, bundle.golden.image)
+    except OverBudget as error:
+        raise FractureSweepError(f"{error} on the golden image; raise deep_extractor.batch_seconds") from None
     _log.info("network loaded: provider %s, golden image differs by %.2g", network.provider, difference)
     return network
 
@@ -93,10 +102,13 @@ def extract_batch(facts: Sequence[BaseModel], *, store: Store, network: Network,
 
 
 def picture_of(store: Store, ready: CaseReady, protocol: DtlProtocol) -> NDArray[np.float32]:
-    """The network's input for a case; Retry where the crop is not there, Reject where it cannot be used."""
+    """The network's input for a case. Retry: the crop is not there. Reject: it cannot be used. OverBudget: too big."""
     image, mask = crop_files(store, protocol.crop_hash, ready.case_id)
     try:
-        volume, roi = volume_from_nrrd(image), mask_from_nrrd(mask)
+        volume = volume_from_nrrd(image, max_voxels=MAX_CROP_VOXELS)
+        roi = mask_from_nrrd(mask, max_voxels=MAX_CROP_VOXELS)
+    except TooLarge as error:
+        raise OverBudget(f"the stored crop of the case is too large: {error}") from None
     except (RuntimeError, ValueError):
         raise Reject("the stored crop of the case cannot be read; delete it and sweep the series again") from None
     try:
@@ -127,6 +139,8 @@ def _run(network: Network, pictures: dict[int, NDArray[np.float32]]) -> dict[int
 
 
 def _vector(result: NDArray[np.float64] | Exception, *, network: Network, protocol: DtlProtocol) -> FeatureVector:
+    if isinstance(result, OverBudget):
+        raise result
     if isinstance(result, Exception):
         raise RuntimeError(f"the network failed on the case ({type(result).__name__})") from result
     try:

@@ -27,3 +27,8 @@ class DeepExtractorSettings(BaseModel):
     batch_wait_seconds: Annotated[float, Field(ge=0, le=60)] = Field(
         default=0.2, description="How long a batch that is not full waits for the next case."
     )
+    batch_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=120.0,
+        description="A batch on which the network works longer is stopped and its cases run again one by one; one that "
+        "takes longer alone is dead-lettered as over budget.",
+    )

@@ -13,6 +13,7 @@ from services.report_generator.page import PatientShown, study_page
 from services.report_generator.sagittal_view import SagittalView, sagittal_view
 from services.report_generator.study_report import ScoringBundle, StudyReport, build
 from shared.fracture import keys
+from shared.fracture.crop import MAX_CROP_VOXELS
 from shared.fracture.ledger import StudyState
 from shared.fracture.records import CaseRecord, MaskRecord, Record, SeriesManifest, StudyIdentity
 from shared.fracture.sagittal import sagittal_box
@@ -70,7 +71,7 @@ def read_report(store: Store, state: StudyState, *, bundle: ScoringBundle) -> St
 
 
 def read_views(store: Store, report: StudyReport) -> dict[str, SagittalView]:
-    """The pictures of the scored cases, by case id; a crop that is missing or unreadable has none."""
+    """The pictures of the scored cases, by case id; a crop that is missing, unreadable or too large has none."""
     views: dict[str, SagittalView] = {}
     for case in report.scored:
         view = _view(store, crop_hash=report.protocols.crop_hash, case_id=case.case_id)
@@ -81,8 +82,8 @@ def read_views(store: Store, report: StudyReport) -> dict[str, SagittalView]:
 
 def _view(store: Store, *, crop_hash: str, case_id: str) -> SagittalView | None:
     try:
-        image = volume_from_nrrd(store.get(keys.case_image(crop_hash, case_id)))
-        mask = mask_from_nrrd(store.get(keys.case_mask(crop_hash, case_id)))
+        image = volume_from_nrrd(store.get(keys.case_image(crop_hash, case_id)), max_voxels=MAX_CROP_VOXELS)
+        mask = mask_from_nrrd(store.get(keys.case_mask(crop_hash, case_id)), max_voxels=MAX_CROP_VOXELS)
         place = sagittal_box(mask, box="tight", box_margin_mm=0.0)
         return sagittal_view(image, mask, slice_index=place.x)
     except (NotInStore, ValueError, RuntimeError):

@@ -1,26 +1,37 @@
 """MasksReady in, one fact a vertebra out: not evaluated by a guard, rejected, or ready with its crop in the store.
 
-Everything that can refuse the series as a whole is looked at before the plan of its cases is written; from then on a
-fault costs one case. The plan is written before the first case is told. A case whose record lies in the store is told
-again and not computed, so a run that stopped half-way goes on where it was. A crop that retention dropped is made
-again, from the same volume to the same bytes, where something is still to be computed on it.
+The volume is read and its cases are computed in a process of a pool, within a budget of time and memory
+(series_crops.py); the store stays with the worker. Everything that can refuse or cost the series as a whole happens
+before the plan of its cases is written; a fault of a case costs that case. The plan is written before the first case is
+told. A case whose record lies in the store is told again and not computed, so a run that stopped half-way goes on where
+it was. A crop that retention dropped is made again, from the same volume to the same bytes, where something is still to
+be computed on it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from services.resampler.regions import Region, region_of
+from services.resampler.series_crops import (
+    CaseResult,
+    ComputedCase,
+    FailedCase,
+    SeriesFiles,
+    TooDear,
+    UnusableSource,
+    compute_series,
+)
 from services.resampler.settings import ResamplerSettings
 from shared.fracture import ids, keys
 from shared.fracture.bundle import Bundle
-from shared.fracture.crop import CropError, crop_vertebra
-from shared.fracture.guards import contrast_warnings, evaluate_guards
+from shared.fracture.guards import contrast_warnings
 from shared.fracture.levels import sort_key
 from shared.fracture.messages import FACTS, CaseReady, Fact, MasksReady
 from shared.fracture.protocol import CropProtocol
@@ -32,18 +43,28 @@ from shared.fracture.records import (
     Rejection,
     SeriesManifest,
     SeriesPlan,
-    Warned,
 )
 from shared.fracture.topology import RESAMPLER
-from shared.fracture.volume import Mask, Volume, mask_from_nrrd, to_nrrd, volume_from_nrrd
-from shared.pipeline.errors import NotInStore, Reject, Retry
+from shared.pipeline.errors import NotInStore, OverBudget, Reject, Retry
+from shared.pipeline.process_pool import ProcessPool
 from shared.pipeline.service import Service
 from shared.pipeline.store import Store
 from shared.records.archive import find_record, read_record, revisions, write_record, write_revision
 from shared.records.outcomes import case_not_evaluated, decided, reject_case, rejecting
 
-Want = Literal["nothing", "welcome", "needed"]
-"""Whether the volume of a series has to be read for a case; "welcome": only where it is there."""
+
+@dataclass(frozen=True, kw_only=True)
+class Want:
+    """What a case asks of its series' volume."""
+
+    need: Literal["nothing", "welcome", "needed"]
+    """`welcome`: only where the volume is there."""
+    judged: bool
+    """The guards let it pass before: it is cropped again as it was, whatever the limits are today."""
+
+
+SERIES_PER_PROCESS: Final = 50
+"""After so many series a process is replaced by a new one, since long-lived ones leak."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,9 +76,13 @@ class Resampler:
     store: Store
     protocol: CropProtocol
     settings: ResamplerSettings
+    pool: ProcessPool
 
     def masks_ready(self, fact: MasksReady) -> Iterator[Fact]:
-        """Writes the plan of the series and tells of each of its cases, in the order of the spine."""
+        """Writes the plan of the series and tells of each of its cases, in the order of the spine.
+
+        OverBudget: before anything was written (the series), or after the other cases were told (some of its cases).
+        """
         if fact.protocols.crop_hash != self.protocol.crop_hash:
             raise Retry(
                 f"the series asks for crop protocol {ids.short(fact.protocols.crop_hash)}, this worker's bundle has "
@@ -67,12 +92,20 @@ class Resampler:
         cases = planned_cases(manifest, masks)
         if not cases:
             raise Reject(*no_case_reasons(masks))
-        wants = {case.case_id: self._want(fact, case) for case in cases if case.level in masks.levels}
-        source = self._source_for(set(wants.values()), manifest=manifest, masks=masks)
+        wants = {case.level: self._want(fact, case) for case in cases if case.level in masks.levels}
+        results = self._results(wants, manifest=manifest, masks=masks)
         self._write_plan(fact, cases)
+        dear: list[str] = []
         for case in cases:
-            want = wants.get(case.case_id, "nothing")
-            yield self._told(fact, case, manifest=manifest, masks=masks, source=source, want=want)
+            result = results.get(case.level)
+            if not isinstance(result, TooDear):
+                yield self._told(fact, case, manifest=manifest, masks=masks, result=result)
+            elif wants[case.level].need == "needed":
+                dear.append(case.level)
+            else:
+                yield self._told(fact, case, manifest=manifest, masks=masks, result=None)
+        if dear:
+            raise OverBudget(f"the crop of {', '.join(dear)} wanted more than {self.settings.memory_gib:g} GiB")
 
     def _records(self, fact: MasksReady) -> tuple[SeriesManifest, MaskRecord]:
         try:
@@ -89,50 +122,67 @@ class Resampler:
         record = self._case_record(case.case_id)
         if record is None:
             refused = self.store.exists(keys.outcome("rejected", asked.scope, case.case_id))
-            return "welcome" if refused else "needed"
+            return Want(need="welcome" if refused else "needed", judged=False)
         crop = (keys.case_image(crop_hash, case.case_id), keys.case_mask(crop_hash, case.case_id))
         if record.guards or all(self.store.exists(key) for key in crop):
-            return "nothing"
+            return Want(need="nothing", judged=True)
         if decided(self.store, asked.scope, case.case_id):
-            return "nothing"
+            return Want(need="nothing", judged=True)
         features = (keys.hcr_features(asked.hcr_hash, case.case_id), keys.dtl_features(asked.dtl_hash, case.case_id))
         # with both vectors there, the crop is only for the picture in the report
-        return "welcome" if all(self.store.exists(key) for key in features) else "needed"
+        return Want(need="welcome" if all(self.store.exists(key) for key in features) else "needed", judged=True)
 
-    def _source_for(self, wants: set[Want], *, manifest: SeriesManifest, masks: MaskRecord) -> Source | None:
-        if not wants - {"nothing"}:
-            return None
+    def _results(
+        self, wants: Mapping[str, Want], *, manifest: SeriesManifest, masks: MaskRecord
+    ) -> Mapping[str, CaseResult]:
+        """What the levels come to that want anything; nothing where the volume is gone and is only welcome."""
+        asked = {level: want for level, want in wants.items() if want.need != "nothing"}
+        if not asked:
+            return {}
         try:
-            return self._source(manifest, masks)
-        except (Retry, Reject):
-            if "needed" in wants:
+            return self._computed(asked, manifest=manifest, masks=masks)
+        except (Retry, Reject, OverBudget):
+            if any(want.need == "needed" for want in asked.values()):
                 raise
-            return None
+            return {}
 
-    def _source(self, manifest: SeriesManifest, masks: MaskRecord) -> Source:
+    def _computed(
+        self, wants: Mapping[str, Want], *, manifest: SeriesManifest, masks: MaskRecord
+    ) -> Mapping[str, CaseResult]:
+        """What levels of a series come to, computed in a process of the pool."""
+        with tempfile.TemporaryDirectory(prefix="fracture-sweep-", ignore_cleanup_errors=True) as folder:
+            files = self._files(Path(folder), manifest, masks)
+            try:
+                return self.pool.run(
+                    compute_series,
+                    files,
+                    levels={level: masks.levels[level] for level in wants},
+                    judged=frozenset(level for level, want in wants.items() if want.judged),
+                    roi_kind=masks.roi_kind,
+                    protocol=self.protocol,
+                    guards=self.settings,
+                )
+            except UnusableSource as error:
+                raise Reject(str(error)) from None
+
+    def _files(self, folder: Path, manifest: SeriesManifest, masks: MaskRecord) -> SeriesFiles:
+        def fetched(key: str, name: str) -> Path:
+            path = folder / name
+            path.write_bytes(self.store.get(key))
+            return path
+
+        cut = masks.has_body_mask and masks.roi_kind == "vertebra" and self.protocol.roi == "body"
         try:
-            volume = self.store.get(keys.volume(manifest.series_id, manifest.image_hash))
-            labels = self.store.get(keys.mask(manifest.series_id, masks.mask_hash))
-            bodies = None
-            if masks.has_body_mask and masks.roi_kind == "vertebra" and self.protocol.roi == "body":
-                bodies = self.store.get(keys.body_mask(manifest.series_id, masks.mask_hash))
+            return SeriesFiles(
+                volume=fetched(keys.volume(manifest.series_id, manifest.image_hash), "volume.nrrd"),
+                labels=fetched(keys.mask(manifest.series_id, masks.mask_hash), "labels.nrrd"),
+                bodies=fetched(keys.body_mask(manifest.series_id, masks.mask_hash), "bodies.nrrd") if cut else None,
+            )
         except NotInStore:
             raise Retry(
                 "the volume or a mask of the series is not in the store; where retention dropped it: sweep the study "
                 "with its masks again"
             ) from None
-        try:
-            source = Source(
-                volume=volume_from_nrrd(volume),
-                labels=mask_from_nrrd(labels),
-                bodies=None if bodies is None else mask_from_nrrd(bodies),
-            )
-        except (RuntimeError, ValueError):
-            raise Reject("the stored volume or mask cannot be read; delete it and sweep the series again") from None
-        grids = [source.labels.geometry, *([] if source.bodies is None else [source.bodies.geometry])]
-        if not all(source.volume.geometry.same_grid(grid) for grid in grids):
-            raise Reject("the mask lies on another grid than the scan; give the mask of this series")
-        return source
 
     def _write_plan(self, fact: MasksReady, cases: tuple[PlannedCase, ...]) -> None:
         prefix = keys.series_plans(fact.series_id)
@@ -160,8 +210,7 @@ class Resampler:
         *,
         manifest: SeriesManifest,
         masks: MaskRecord,
-        source: Source | None,
-        want: Want,
+        result: CaseResult | None,
     ) -> Fact:
         ready = CaseReady(
             study_id=fact.study_id, series_id=fact.series_id, case_id=case.case_id, protocols=fact.protocols
@@ -169,24 +218,22 @@ class Resampler:
         if case.level not in masks.levels:
             return reject_case(self.store, ready, service=RESAMPLER, reasons=(masks.refused[case.level],))
         record = self._case_record(case.case_id)
-        if record is None and source is None:
-            before = find_record(self.store, keys.outcome("rejected", fact.protocols.scope, case.case_id), Rejection)
+        if isinstance(result, FailedCase):
+            if result.traceback:
+                fields = {"case_id": ids.short(case.case_id), "traceback": result.traceback}
+                _log.error("a case could not be resampled", extra={"fields": fields})
+            return reject_case(self.store, ready, service=RESAMPLER, reasons=(result.reason,))
+        if record is not None:
+            if isinstance(result, ComputedCase) and result.image:
+                self._write_crop(case, result)
+        elif isinstance(result, ComputedCase):
+            record = self._write_case(case, result, manifest=manifest, masks=masks)
+        else:
+            outcome = keys.outcome("rejected", fact.protocols.scope, case.case_id)
+            before = find_record(self.store, outcome, Rejection)
             if before is None:
                 raise Retry("the record of a case went away while its series was handled")
             return reject_case(self.store, ready, service=RESAMPLER, reasons=before.reasons)
-        if source is not None:
-            try:
-                if record is None:
-                    record = self._made(case, manifest=manifest, masks=masks, source=source)
-                elif want != "nothing":
-                    self._write_crop(case, self._region(case, masks=masks, source=source), source=source)
-            except CropError as error:
-                return reject_case(self.store, ready, service=RESAMPLER, reasons=(str(error),))
-            except (RuntimeError, MemoryError, ArithmeticError) as error:  # ITK throws RuntimeError
-                _log.exception("case %s could not be resampled", case.case_id)
-                reason = f"the crop could not be computed ({type(error).__name__})"
-                return reject_case(self.store, ready, service=RESAMPLER, reasons=(reason,))
-        assert record is not None  # noqa: S101 - read, or made just now
         if not record.guards:
             return ready
         return case_not_evaluated(
@@ -201,21 +248,19 @@ class Resampler:
             ),
         )
 
-    def _made(self, case: PlannedCase, *, manifest: SeriesManifest, masks: MaskRecord, source: Source) -> CaseRecord:
+    def _write_case(
+        self, case: PlannedCase, result: ComputedCase, *, manifest: SeriesManifest, masks: MaskRecord
+    ) -> CaseRecord:
         """The record of a case, written last: where it lies, the crop lies too unless a guard applies."""
-        region = self._region(case, masks=masks, source=source)
-        found = evaluate_guards(
-            source.volume,
-            region.roi,
-            level=case.level,
-            roi_kind=region.roi_kind,
-            wanted_roi=self.protocol.roi,
-            settings=self.settings,
-            uncut=region.uncut,
+        warnings = (
+            *manifest.warnings,
+            *masks.warnings,
+            *result.guard_warnings,
+            *contrast_warnings(manifest.acquisition),
+            *result.crop_warnings,
         )
-        warnings = (*manifest.warnings, *masks.warnings, *found.warnings, *contrast_warnings(manifest.acquisition))
-        if not found.guards:
-            warnings = (*warnings, *self._write_crop(case, region, source=source))
+        if not result.guards:
+            self._write_crop(case, result)
         record = CaseRecord(
             case_id=case.case_id,
             study_id=manifest.study_id,
@@ -227,44 +272,23 @@ class Resampler:
             patient_id=manifest.patient_id,
             level=case.level,
             crop_hash=self.protocol.crop_hash,
-            roi_kind=region.roi_kind,
-            volume_ml=found.volume_ml,
-            source_spacing_zyx=source.volume.geometry.spacing_zyx,
+            roi_kind=result.roi_kind,
+            volume_ml=result.volume_ml,
+            source_spacing_zyx=result.source_spacing_zyx,
             acquisition=manifest.acquisition,
             demographics=manifest.demographics,
-            guards=found.guards,
+            guards=result.guards,
             warnings=tuple(dict.fromkeys(warnings)),
         )
         write_record(self.store, keys.case_record(self.protocol.crop_hash, case.case_id), record)
         return record
 
-    def _region(self, case: PlannedCase, *, masks: MaskRecord, source: Source) -> Region:
-        return region_of(
-            source.labels,
-            masks.levels[case.level],
-            roi_kind=masks.roi_kind,
-            wanted=self.protocol.roi,
-            bodies=source.bodies,
-        )
-
-    def _write_crop(self, case: PlannedCase, region: Region, *, source: Source) -> tuple[Warned, ...]:
-        """Put the crop and its mask where they are not there; returns the crop's warnings."""
-        crop = crop_vertebra(source.volume, region.roi, self.protocol)
-        self.store.put(keys.case_image(self.protocol.crop_hash, case.case_id), to_nrrd(crop.image))
-        self.store.put(keys.case_mask(self.protocol.crop_hash, case.case_id), to_nrrd(crop.mask))
-        return crop.warnings
+    def _write_crop(self, case: PlannedCase, result: ComputedCase) -> None:
+        self.store.put(keys.case_image(self.protocol.crop_hash, case.case_id), result.image)
+        self.store.put(keys.case_mask(self.protocol.crop_hash, case.case_id), result.mask)
 
     def _case_record(self, case_id: str) -> CaseRecord | None:
         return find_record(self.store, keys.case_record(self.protocol.crop_hash, case_id), CaseRecord)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A series in memory: its volume, its label map, and the bodies to cut by, all on one grid."""
-
-    volume: Volume
-    labels: Mask
-    bodies: Mask | None
 
 
 def planned_cases(manifest: SeriesManifest, masks: MaskRecord) -> tuple[PlannedCase, ...]:
@@ -301,10 +325,17 @@ def build(*, store: Store, bundle: Bundle, settings: ResamplerSettings | None = 
     return resampler_service(store=store, protocol=bundle.manifest.crop, settings=settings)
 
 
-def resampler_service(*, store: Store, protocol: CropProtocol, settings: ResamplerSettings | None = None) -> Service:
+def resampler_service(
+    *,
+    store: Store,
+    protocol: CropProtocol,
+    settings: ResamplerSettings | None = None,
+    pool: ProcessPool | None = None,
+) -> Service:
     """The resampler over a store, for one crop protocol."""
     chosen = settings or ResamplerSettings()
-    resampler = Resampler(store=store, protocol=protocol, settings=chosen)
+    processes = pool or series_pool(chosen)
+    resampler = Resampler(store=store, protocol=protocol, settings=chosen, pool=processes)
 
     def masks_ready(fact: BaseModel) -> Iterable[BaseModel]:
         if not isinstance(fact, MasksReady):
@@ -318,4 +349,18 @@ def resampler_service(*, store: Store, protocol: CropProtocol, settings: Resampl
         handlers={MasksReady: masks_ready},
         rejected=rejecting(store, RESAMPLER),
         slots=chosen.series_at_once,
+        ready=processes.check,
+        close=processes.close,
+    )
+
+
+def series_pool(settings: ResamplerSettings) -> ProcessPool:
+    """Processes in which series are computed, each within the budget of the settings."""
+    return ProcessPool(
+        what="the resampling",
+        processes=settings.series_at_once,
+        seconds=settings.series_seconds,
+        memory_gib=settings.memory_gib,
+        jobs_per_process=SERIES_PER_PROCESS,
+        preload=("services.resampler.series_crops",),
     )

@@ -88,11 +88,11 @@ STORE_RIGHTS: Final[Mapping[str, StoreRights]] = {
     ),
     topology.SEGMENTER: StoreRights(reads=(MANIFESTS, MASKS), writes=(REJECTED_SERIES,)),
     topology.RESAMPLER: StoreRights(
-        reads=(CASES, FEATURES, MANIFESTS, MASKS, SERIES_PLANS, VOLUMES),
+        reads=(CASES, FEATURES, MANIFESTS, MASKS, OUTCOMES, SERIES_PLANS, VOLUMES),
         writes=(CASES, NOT_EVALUATED, REJECTED_CASES, REJECTED_SERIES, SERIES_PLANS),
     ),
-    topology.RADIOMICS_EXTRACTOR: StoreRights(reads=(CASES, HCR), writes=(HCR, REJECTED_CASES)),
-    topology.DEEP_EXTRACTOR: StoreRights(reads=(CASES, DTL), writes=(DTL, REJECTED_CASES)),
+    topology.RADIOMICS_EXTRACTOR: StoreRights(reads=(CASES, HCR, OUTCOMES), writes=(HCR, REJECTED_CASES)),
+    topology.DEEP_EXTRACTOR: StoreRights(reads=(CASES, DTL, OUTCOMES), writes=(DTL, REJECTED_CASES)),
     topology.FUSION_CLASSIFIER: StoreRights(
         reads=(CASES, CLASSIFIED, FEATURES, NOT_EVALUATED), writes=(CLASSIFIED, NOT_EVALUATED, REJECTED_CASES)
     ),

@@ -37,6 +37,9 @@ WARN_MARGIN_MM: Final = 10.0
 SPLINE_VOXELS: Final = 4
 """A cubic B-spline needs this many voxels on each axis."""
 
+MAX_CROP_VOXELS: Final = 100_000_000
+"""What a reader of stored crops need take: fifty times a vertebra's usual two million voxels."""
+
 _GRID_TOLERANCE = 1e-6  # of a voxel or mm: spacings are decimal numbers, and 7 x 0.7 must reach 4.9
 _TIE_HU = 1e-6  # see `_to_whole_hu`
 

@@ -6,6 +6,7 @@ written (z, y, x) too, so that no array is ever transposed in silence. xyz exist
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,18 +136,56 @@ def to_nrrd(grid: Volume | Mask, *, compress: bool = True) -> bytes:
         return path.read_bytes()
 
 
-def _read_nrrd(data: bytes) -> sitk.Image:
+class TooLarge(ValueError):
+    """An NRRD file claims more voxels than its reader takes."""
+
+
+def wanted_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had; SimpleITK has one class, RuntimeError, for everything."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "alloc" in text or "resource temporarily unavailable" in text
+
+
+def _read_nrrd_file(path: Path, max_voxels: int | None) -> sitk.Image:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NrrdImageIO")
+    reader.SetFileName(str(path))
+    try:
+        if max_voxels is not None:
+            reader.ReadImageInformation()
+            voxels = math.prod(reader.GetSize())
+            if voxels > max_voxels:
+                raise TooLarge(f"the file claims {voxels} voxels, the limit is {max_voxels}")
+        image: sitk.Image = reader.Execute()
+    except RuntimeError as error:
+        if wanted_memory(error):
+            raise MemoryError from None
+        raise
+    return image
+
+
+def _read_nrrd(data: bytes, max_voxels: int | None) -> sitk.Image:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "grid.nrrd"
         path.write_bytes(data)
-        return sitk.ReadImage(str(path), imageIO="NrrdImageIO")
+        return _read_nrrd_file(path, max_voxels)
 
 
-def volume_from_nrrd(data: bytes) -> Volume:
-    """The volume in the bytes of an NRRD file."""
-    return volume_from_sitk(_read_nrrd(data))
+def volume_from_nrrd(data: bytes, *, max_voxels: int | None = None) -> Volume:
+    """The volume in the bytes of an NRRD file; TooLarge, before memory is taken, where it claims more voxels."""
+    return volume_from_sitk(_read_nrrd(data, max_voxels))
 
 
-def mask_from_nrrd(data: bytes) -> Mask:
-    """The mask or label map in the bytes of an NRRD file."""
-    return mask_from_sitk(_read_nrrd(data))
+def mask_from_nrrd(data: bytes, *, max_voxels: int | None = None) -> Mask:
+    """The mask or label map in the bytes of an NRRD file; TooLarge as for a volume."""
+    return mask_from_sitk(_read_nrrd(data, max_voxels))
+
+
+def volume_from_nrrd_file(path: Path) -> Volume:
+    """The volume in an NRRD file."""
+    return volume_from_sitk(_read_nrrd_file(path, None))
+
+
+def mask_from_nrrd_file(path: Path) -> Mask:
+    """The mask or label map in an NRRD file."""
+    return mask_from_sitk(_read_nrrd_file(path, None))

@@ -7,18 +7,31 @@ connection alone.
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
+Exhausted = Literal["retries-exhausted", "over-budget"]
+"""The kinds of a dead letter that may follow from trying in vain."""
+RETRIES_EXHAUSTED: Final = "retries-exhausted"
+OVER_BUDGET: Final = "over-budget"
+
 
 class FractureSweepError(Exception):
     """An error with one clear sentence for the user; the command line prints it and exits with 2."""
 
 
 class Retry(Exception):
-    """The same message may succeed later: published again with attempt + 1, dead-lettered after the last attempt."""
+    """The same message may succeed later: published again with attempt + 1, dead-lettered after the last attempt.
 
-    def __init__(self, reason: str, *, after_seconds: float | None = None) -> None:
+    `exhausted` is the kind of that dead letter, where something better is known than that it was tried in vain.
+    """
+
+    def __init__(
+        self, reason: str, *, after_seconds: float | None = None, exhausted: Exhausted = RETRIES_EXHAUSTED
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.after_seconds = after_seconds
+        self.exhausted = exhausted
 
 
 class Reject(Exception):
@@ -30,7 +43,10 @@ class Reject(Exception):
 
 
 class OverBudget(Exception):
-    """A case used more time or memory than it may: dead-lettered with that reason, not tried again."""
+    """A case used more time or memory than it may: dead-lettered with that reason, not tried again.
+
+    What its handler yielded before is told first: of a series, the cases that kept within the budget.
+    """
 
 
 class NewerSchema(FractureSweepError):

@@ -5,7 +5,7 @@ One registry a process, handed around: nothing is registered by importing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
@@ -43,6 +43,12 @@ class Metrics:
         self._in_flight = Gauge(
             "fracture_sweep_in_flight", "Messages being handled now.", ("service",), registry=self.registry
         )
+        self._oldest = Gauge(
+            "fracture_sweep_oldest_in_flight_seconds",
+            "For how long the message that is longest being handled is so (0: none is).",
+            ("service",),
+            registry=self.registry,
+        )
         self._retries = Counter(
             "fracture_sweep_retries_total", "Messages published again.", ("service", "type"), registry=self.registry
         )
@@ -72,6 +78,10 @@ class Metrics:
     def start(self, service: str, count: int = 1) -> None:
         """So many messages were received and are now being handled."""
         self._in_flight.labels(service=service).inc(count)
+
+    def oldest_in_flight(self, service: str, seconds: Callable[[], float]) -> None:
+        """Ask `seconds`, whenever the metrics are read, for how long the oldest message is being handled."""
+        self._oldest.labels(service=service).set_function(seconds)
 
     def finish(self, service: str, message_type: str, *, outcome: str, seconds: float) -> None:
         """One of them is done."""

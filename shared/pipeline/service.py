@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 Handler = Callable[[BaseModel], Iterable[BaseModel]]
-"""Takes a fact, does its work, returns (or yields) the facts that follow from it. Raises Retry, Reject or OverBudget;
-anything else is a bug. It finds its store and bundle in its own closure, and may be run twice on the same fact."""
+"""Takes a fact, does its work, returns (or yields) the facts that follow from it. Raises Retry, Reject or OverBudget
+(with that alone, what it yielded before is told); anything else is a bug. It finds its store and bundle in its own
+closure, and may be run twice on the same fact."""
 
 BatchHandler = Callable[[Sequence[BaseModel]], Sequence[Iterable[BaseModel] | Exception]]
 """Takes several facts of one type at once and returns, in the same order, what follows from each, or its exception."""

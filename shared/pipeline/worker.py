@@ -6,17 +6,23 @@ which is kept for workers that die); a store that is away or full is no fault of
 wider apart; a publish that the broker does not confirm is tried again with the facts at hand before the message is
 given back. A message that cannot be handled goes to `<queue>.dead` with its reason, confirmed, before it is
 acknowledged.
+
+Budgets are the services' own. Behind them stands one net: a message that is under way for longer than any budget
+allows makes /healthz fail, and the process finishes what else it holds and ends with 1 (Docker restarts what has ended,
+not what is unhealthy). The broker delivers the message again, until the delivery limit gives it up.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -46,12 +52,25 @@ _PUBLISH_ROUNDS: Final = 5
 _PUBLISH_PAUSE_SECONDS: Final = 2.0
 _REDELIVERED_TOGETHER_SECONDS: Final = 0.2
 _SHORT_ID: Final = 12
+STUCK_SECONDS: Final = 3600.0
+"""A message under way for longer is stuck, unless a setting says otherwise."""
+_WATCH_SECONDS: Final = 10.0
+_STUCK_DRAIN_SECONDS: Final = 60.0
 UNKNOWN: Final = "unknown"
 """The type label of a message whose type cannot be read."""
 
 
 class _GivenBack(Exception):
     """What follows from a message could not be published: it must not be acknowledged."""
+
+
+class _PartlyOverBudget(Exception):
+    """Some of what a message asked for was done within the budget."""
+
+    def __init__(self, told: Sequence[BaseModel], rest: OverBudget) -> None:
+        super().__init__(str(rest))
+        self.told = told
+        self.rest = rest
 
 
 class _Unreadable(Exception):
@@ -147,7 +166,8 @@ class Worker:
     """A service at work on a broker.
 
     `retry_delay` gives the seconds before the attempt after the given one. `max_attempts` counts the first one too;
-    while the store is away or full a message has `outage_attempts`.
+    while the store is away or full a message has `outage_attempts`. A message is stuck when it is under way for more
+    than `stuck_seconds`.
     """
 
     def __init__(
@@ -159,6 +179,7 @@ class Worker:
         outage_attempts: int = 60,
         retry_delay: Callable[[int], float] = default_retry_delay,
         metrics: Metrics | None = None,
+        stuck_seconds: float = STUCK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.service = service
@@ -167,7 +188,13 @@ class Worker:
         self._max_attempts = max_attempts
         self._outage_attempts = max(outage_attempts, max_attempts)
         self._retry_delay = retry_delay
+        self._stuck_seconds = stuck_seconds
         self._clock = clock
+        self._lock = threading.Lock()
+        self._under_way: set[_Work] = set()
+        self._turns = _Turns()
+        self._suspects: list[_Work] = []
+        self.metrics.oldest_in_flight(service.name, self.oldest_in_flight_seconds)
 
     @property
     def prefetch(self) -> int:
@@ -195,13 +222,31 @@ class Worker:
         for work in fresh:
             if work.fact is not None and type(work.fact) in self.service.batches:
                 batched.setdefault(type(work.fact), []).append(work)
-        for fact_class, together in batched.items():
-            self._together(together, self.service.batches[fact_class])
-        for work in fresh:
-            if type(work.fact) not in batched:
+        if fresh:
+            with self._turns.beside_others():
+                for fact_class, together in batched.items():
+                    self._together(together, self.service.batches[fact_class])
+                for work in fresh:
+                    if type(work.fact) not in batched:
+                        self._alone(work)
+        suspects = [work for work in works if work.delivery.delivery_count > 0]
+        if suspects:
+            self._suspected(suspects, stop)
+
+    def _suspected(self, works: Sequence[_Work], stop: threading.Event) -> None:
+        """Handle redelivered messages one by one, those of the other slots among them, while nothing else runs.
+
+        One of them may kill this process once more, and would count a delivery for whatever is under way beside it.
+        """
+        with self._lock:
+            self._suspects.extend(works)
+        with self._turns.alone():
+            if self.service.slots > 1:
+                stop.wait(_REDELIVERED_TOGETHER_SECONDS)  # until the other slots have handed in theirs
+            with self._lock:
+                handed_in, self._suspects = self._suspects, []
+            for work in suspects_in_order(handed_in):
                 self._alone(work)
-        for work in suspects_in_order([work for work in works if work.delivery.delivery_count > 0]):
-            self._alone(work)
 
     def _gather(self, subscription: Subscription, first: _Work, stop: threading.Event) -> list[_Work]:
         batch = None if first.fact is None else self.service.batches.get(type(first.fact))
@@ -232,7 +277,7 @@ class Worker:
     def _follow(self, fact: BaseModel) -> Sequence[BaseModel]:
         handler = self.service.handlers.get(type(fact))
         if handler is not None:
-            return list(handler(fact))
+            return _told(handler(fact))
         (result,) = _run_batch(self.service.batches[type(fact)], [fact])
         if isinstance(result, BaseException):
             raise result
@@ -264,15 +309,18 @@ class Worker:
         """Publish what follows from a result (facts, or an exception by its class): the outcome's name."""
         match result:
             case StoreFull():  # nobody makes room within the minute that other retries take
-                return self._again(work, result.reason, after_seconds=None, limit=self._outage_attempts)
+                return self._again(work, result, limit=self._outage_attempts)
             case Retry():
-                return self._again(work, result.reason, after_seconds=result.after_seconds, limit=self._max_attempts)
+                return self._again(work, result, limit=self._max_attempts)
             case StoreUnavailable():
-                return self._again(work, str(result), after_seconds=None, limit=self._outage_attempts)
+                return self._again(work, Retry(str(result)), limit=self._outage_attempts)
             case Reject():
                 return self._reject(work, result)
             case OverBudget():
                 return self._dead_letter(work, "over-budget", str(result))
+            case _PartlyOverBudget():
+                self.interpret(work, result.told)
+                return self.interpret(work, result.rest)
             case NewerSchema():
                 return self._dead_letter(work, "newer-schema", str(result))
             case _Unreadable():
@@ -292,17 +340,18 @@ class Worker:
         work.reason = "; ".join(refusal.reasons)
         return "rejected"
 
-    def _again(self, work: _Work, reason: str, *, after_seconds: float | None, limit: int) -> str:
+    def _again(self, work: _Work, retry: Retry, *, limit: int) -> str:
         if work.envelope is None:
             raise AssertionError("only a message that was read can be tried again")
         attempt = work.envelope.attempt
         if attempt >= limit:
-            return self._dead_letter(work, "retries-exhausted", f"retries exhausted after {attempt} attempts: {reason}")
-        delay = self._retry_delay(attempt) if after_seconds is None else after_seconds
+            reason = f"retries exhausted after {attempt} attempts: {retry.reason}"
+            return self._dead_letter(work, retry.exhausted, reason)
+        delay = self._retry_delay(attempt) if retry.after_seconds is None else retry.after_seconds
         body = work.envelope.again().to_bytes()
         confirmed(lambda: self.broker.publish_to_queue(work.delivery.queue, body, delay_seconds=delay), stop=work.stop)
         self.metrics.retry(self.service.name, work.message_type)
-        work.reason = reason
+        work.reason = retry.reason
         return "retried"
 
     def _bug(self, error: BaseException) -> tuple[str, str]:
@@ -329,6 +378,32 @@ class Worker:
         """The clock that handling is timed with."""
         return self._clock()
 
+    def begin(self, work: _Work) -> None:
+        """A message is under way from now on."""
+        with self._lock:
+            self._under_way.add(work)
+        self.metrics.start(self.service.name)
+
+    def end(self, work: _Work) -> None:
+        """It no longer is."""
+        with self._lock:
+            self._under_way.discard(work)
+
+    def oldest_in_flight_seconds(self) -> float:
+        """For how long the message that is longest under way is so; 0 where none is."""
+        now = self._clock()
+        with self._lock:
+            return max((now - work.started for work in self._under_way), default=0.0)
+
+    def alive(self) -> bool:
+        """Whether no message is stuck; the first time that one is found so, the log names it."""
+        now = self._clock()
+        with self._lock:
+            stuck = [work for work in self._under_way if now - work.started > self._stuck_seconds]
+        for work in stuck:
+            work.log_stuck(now - work.started)
+        return not stuck
+
 
 def confirmed(publish: Callable[[], None], *, stop: threading.Event) -> None:
     """Publish, and again while the broker is away (not for ever): _GivenBack when it was never confirmed."""
@@ -354,9 +429,22 @@ def _listed(result: Iterable[BaseModel] | Exception) -> Sequence[BaseModel] | Ba
     if isinstance(result, BaseException):
         return result
     try:
-        return list(result)
+        return _told(result)
     except Exception as error:
         return error
+
+
+def _told(facts: Iterable[BaseModel]) -> list[BaseModel]:
+    """What a handler yields; _PartlyOverBudget where it yielded something before it went over its budget."""
+    told: list[BaseModel] = []
+    try:
+        for fact in facts:
+            told.append(fact)
+    except OverBudget as error:
+        if told:
+            raise _PartlyOverBudget(told, error) from error
+        raise
+    return told
 
 
 class _Work:
@@ -372,7 +460,8 @@ class _Work:
         self.message_type = UNKNOWN
         self.reason = ""
         self.traceback = ""
-        self._started = 0.0
+        self.started = 0.0
+        self._stuck_logged = False
         try:
             self.envelope = read_envelope(delivery.body)
             if self.envelope.message_type in worker.service.messages:
@@ -382,21 +471,28 @@ class _Work:
             self.unreadable = error
 
     def start(self) -> None:
-        self._started = self._worker.now()
-        self._worker.metrics.start(self._worker.service.name)
+        self.started = self._worker.now()
+        self._worker.begin(self)
 
     def pause(self) -> None:
         """Back to before `start`: it will be started again, alone."""
+        self._worker.end(self)
         self._worker.metrics.start(self._worker.service.name, -1)
 
     def finish(self, result: Sequence[BaseModel] | BaseException) -> None:
         """Publish what follows, then acknowledge; what cannot be published is given back."""
         try:
+            self._finish(result)
+        finally:
+            self._worker.end(self)
+
+    def _finish(self, result: Sequence[BaseModel] | BaseException) -> None:
+        try:
             outcome = self._settle(result)
         except _GivenBack:
             outcome = "given-back"
             self.reason = "the broker did not confirm what follows from it"
-        seconds = self._worker.now() - self._started
+        seconds = self._worker.now() - self.started
         self._worker.metrics.finish(
             self._worker.service.name, self.message_type, outcome=outcome, seconds=max(seconds, 0.0)
         )
@@ -416,16 +512,27 @@ class _Work:
             kind = error if not isinstance(error, Reject) else RuntimeError("a refusal was itself refused")
             return self._worker.interpret(self, kind)
 
+    def log_stuck(self, seconds: float) -> None:
+        """Say once that this message is stuck."""
+        if not self._stuck_logged:
+            self._stuck_logged = True
+            fields = {"type": self.message_type, "seconds": round(seconds, 3), **self._ids()}
+            LOG.error("%s is stuck: this worker is to be restarted", self.message_type, extra={"fields": fields})
+
+    def _ids(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {"delivery_count": self.delivery.delivery_count}
+        if self.envelope is not None:
+            fields |= {"message_id": self.envelope.message_id, "attempt": self.envelope.attempt}
+            fields |= short_ids(self.envelope.body) if self.fact is not None else {}
+        return fields
+
     def _log(self, outcome: str, seconds: float) -> None:
         fields: dict[str, Any] = {
             "type": self.message_type,
             "outcome": outcome,
             "seconds": round(seconds, 3),
-            "delivery_count": self.delivery.delivery_count,
+            **self._ids(),
         }
-        if self.envelope is not None:
-            fields |= {"message_id": self.envelope.message_id, "attempt": self.envelope.attempt}
-            fields |= short_ids(self.envelope.body) if self.fact is not None else {}
         if self.reason:
             fields["reason"] = self.reason
         if self.traceback:
@@ -468,12 +575,52 @@ def short_ids(body: Mapping[str, Any]) -> dict[str, str]:
 def suspects_in_order(works: Sequence[_Work]) -> list[_Work]:
     """The order in which redelivered messages are handled, each alone, so that only the one that kills is lost.
 
-    They died together, and one of them is the reason. Handled backwards the second time, those behind it are done
-    before it kills again; handled forwards the third time, those before it are done too.
+    They died together, and one of them is the reason. In one order the second time, those behind it are done before it
+    kills again; in the opposite order the third time, those before it are done too. The order is that of their bytes,
+    since slots may receive them in another one each time.
     """
-    second = [work for work in works if work.delivery.delivery_count == 1]
-    later = [work for work in works if work.delivery.delivery_count > 1]
+    ordered = sorted(works, key=lambda work: work.delivery.body)
+    second = [work for work in ordered if work.delivery.delivery_count == 1]
+    later = [work for work in ordered if work.delivery.delivery_count > 1]
     return [*reversed(second), *later]
+
+
+class _Turns:
+    """Many at once, or one alone; who waits to be alone goes before those who come later."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._together = 0
+        self._waiting = 0
+        self._taken = False
+
+    @contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """A turn beside others of its kind."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken and not self._waiting)
+            self._together += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._together -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A turn while nobody else has one."""
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: not self._taken and not self._together)
+            self._waiting -= 1
+            self._taken = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken = False
+                self._changed.notify_all()
 
 
 class Runs(Protocol):
@@ -481,6 +628,25 @@ class Runs(Protocol):
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, finish what was prefetched, return."""
+
+
+def watch(
+    alive: Callable[[], bool],
+    *,
+    stop: threading.Event,
+    ended: threading.Event,
+    end: Callable[[int], object] = os._exit,
+    every_seconds: float = _WATCH_SECONDS,
+    drain_seconds: float = _STUCK_DRAIN_SECONDS,
+) -> None:
+    """Until the worker has ended: once it is no longer alive, stop it, and end the process where that does not help."""
+    while not ended.wait(every_seconds):
+        if not alive():
+            stop.set()
+            if not ended.wait(drain_seconds):
+                LOG.error("what is stuck does not end: the process ends without it")
+                end(1)
+            return
 
 
 def serve(
@@ -491,26 +657,33 @@ def serve(
     metrics: Metrics,
     health_host: str = "0.0.0.0",  # noqa: S104 - probes and Prometheus come from outside of the container
     health_port: int = 8080,
+    alive: Callable[[], bool] = lambda: True,
     close: Callable[[], None] = lambda: None,
 ) -> int:
     """Run one worker as a process: health server, SIGTERM and SIGINT drain it; the exit code (0).
 
-    Call it on the main thread, after the broker's queues were declared. `checks` are what /readyz asks, by name.
+    A worker that is no longer alive ends the process with 1.
+
+    Call it on the main thread, after the broker's queues were declared. `checks` are what /readyz asks, by name, and
+    `alive` what /healthz asks.
     """
-    stop = threading.Event()
+    stop, ended = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         stop.set()
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    health = HealthServer(checks={"broker": broker.check, **checks}, registry=metrics.registry)
+    health = HealthServer(checks={"broker": broker.check, **checks}, registry=metrics.registry, alive=alive)
     try:
         health.start(host=health_host, port=health_port)
         LOG.info("ready to work", extra={"fields": {"health_port": health.port}})
+        watching = threading.Thread(target=watch, args=(alive,), kwargs={"stop": stop, "ended": ended}, daemon=True)
+        watching.start()
         worker.run(stop)
         LOG.info("drained: all that was prefetched is finished")
         return 0
     finally:
+        ended.set()
         health.stop()
         broker.close()
         close()

@@ -13,8 +13,8 @@ from onnx import helper, numpy_helper
 
 from services.deep_extractor.network import CPU, CUDA, CUDA_FRAME, Network, check_golden
 from shared.fracture.bundle import GoldenImage
-from shared.pipeline.errors import FractureSweepError
-from tests.fixtures.small_bundle import SIZE, golden_picture, load_small_bundle, small_network
+from shared.pipeline.errors import FractureSweepError, OverBudget
+from tests.fixtures.small_bundle import SIZE, brooding_network, golden_picture, load_small_bundle, small_network
 
 
 def _pictures(count: int) -> list[NDArray[np.float32]]:
@@ -45,6 +45,16 @@ def _deep_network(*, layers: int = 12, channels: int = 64) -> bytes:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())
+
+
+def test_a_network_that_does_not_end_is_stopped_and_works_on() -> None:
+    network = Network(brooding_network(), device="cpu", seconds=0.5)
+    quiet, endless = np.ones((SIZE, SIZE), dtype=np.float32), np.full((SIZE, SIZE), 11, dtype=np.float32)
+
+    with pytest.raises(OverBudget, match=r"the network took more than 0\.5 s"):
+        network.features([quiet, endless])
+
+    assert network.features([quiet])[0][0] == 1.0
 
 
 def test_features_are_the_same_bits_alone_and_in_any_batch() -> None:
@@ -117,7 +127,9 @@ class _Session:
     def get_outputs(self) -> object:
         return self._real.get_outputs()
 
-    def run(self, outputs: list[str], inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    def run(
+        self, outputs: list[str], inputs: dict[str, NDArray[np.float32]], options: object
+    ) -> list[NDArray[np.float32]]:
         _Session.shapes.append(inputs["image"].shape)
         found: list[NDArray[np.float32]] = self._real.run(outputs, inputs)
         return found

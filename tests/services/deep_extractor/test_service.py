@@ -20,10 +20,10 @@ from shared.fracture.messages import CaseReady, CaseRejected, FeaturesExtracted
 from shared.fracture.records import Rejection
 from shared.fracture.sagittal import sagittal_image
 from shared.fracture.volume import Geometry, Mask, Volume, to_nrrd
-from shared.pipeline.errors import FractureSweepError, Reject, Retry
+from shared.pipeline.errors import FractureSweepError, OverBudget, Reject, Retry
 from shared.pipeline.folder_store import FolderStore
 from shared.records.archive import read_record
-from tests.fixtures.small_bundle import load_small_bundle, reseal, small_network, write_small_bundle
+from tests.fixtures.small_bundle import brooding_network, load_small_bundle, reseal, small_network, write_small_bundle
 
 SHAPE = (40, 44, 30)
 
@@ -154,6 +154,39 @@ def test_a_picture_that_breaks_the_network_takes_no_neighbour_with_it(
     assert isinstance(answers[1], RuntimeError)
     assert isinstance(answers[0], list)
     assert isinstance(answers[2], list)
+
+
+def test_a_case_over_its_time_is_given_up_and_its_neighbours_have_their_features(
+    bundle: Bundle, store: FolderStore
+) -> None:
+    facts = [_ready(bundle, store, f"case {n}", seed=n) for n in range(3)]
+    poison = _fact(bundle, "poison")
+    image, mask = _crop(0, constant=True)
+    image.voxels[20, 20, 8:22] = 1250
+    store.put(keys.case_image(bundle.protocols.crop_hash, poison.case_id), to_nrrd(image))
+    store.put(keys.case_mask(bundle.protocols.crop_hash, poison.case_id), to_nrrd(mask))
+    slow = Network(brooding_network(), device="cpu", seconds=0.5)
+
+    answers = _extract([facts[0], poison, *facts[1:]], store=store, network=slow, bundle=bundle)
+
+    assert isinstance(answers[1], OverBudget)
+    assert str(answers[1]) == "the network took more than 0.5 s"
+    assert [type(answer) for answer in answers] == [list, OverBudget, list, list]
+    assert len(list(store.keys("features/"))) == 3
+
+
+def test_a_crop_that_claims_to_be_huge_is_given_up_before_memory_is_taken(
+    bundle: Bundle, store: FolderStore, network: Network
+) -> None:
+    fact = _fact(bundle, "huge")
+    header = to_nrrd(_crop(0)[0]).split(b"\n\n", 1)[0].replace(b"sizes: 30 44 40", b"sizes: 30000 44000 40000")
+    for key in (keys.case_image, keys.case_mask):
+        store.put(key(bundle.protocols.crop_hash, fact.case_id), header + b"\n\nlittle")
+
+    answers = _extract([fact], store=store, network=network, bundle=bundle)
+
+    assert isinstance(answers[0], OverBudget)
+    assert "claims 52800000000000 voxels" in str(answers[0])
 
 
 def test_features_that_are_there_are_told_and_not_computed(

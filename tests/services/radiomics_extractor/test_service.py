@@ -1,4 +1,5 @@
 import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -72,10 +73,12 @@ def misbehaving(image, mask, parameters):
     match image:
         case b"die":
             os._exit(7)
+        case b"killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         case b"sleep":
             time.sleep(60)
         case b"memory":
-            bytearray(2**44)
+            [b"x" * 2**26 for _ in range(64)]  # 4 GiB, every page written
         case b"slowly":
             time.sleep(0.3)
     return {"process": float(os.getpid())}
@@ -222,11 +225,23 @@ def test_a_case_over_its_time_is_stopped_and_given_up():
         assert pool.extract(image=b"", mask=b"")["process"] > 0
 
 
-def test_a_case_over_its_memory_is_given_up():
-    with misbehaving_pool(memory_gib=4.0) as pool:
-        with pytest.raises(OverBudget, match="more than 4 GiB"):
+def test_a_case_over_its_memory_is_given_up_and_its_neighbours_are_not():
+    with misbehaving_pool(memory_gib=3.0) as pool, ThreadPoolExecutor(2) as threads:
+        neighbour = threads.submit(pool.extract, image=b"slowly", mask=b"")
+        with pytest.raises(OverBudget, match=r"^the extraction wanted more than 3 GiB$"):
             pool.extract(image=b"memory", mask=b"")
+        assert neighbour.result()["process"] > 0
         assert pool.extract(image=b"", mask=b"")["process"] > 0
+
+
+def test_a_case_whose_process_is_killed_is_tried_again_and_then_says_out_of_memory():
+    with misbehaving_pool() as pool:
+        with pytest.raises(Retry) as raised:
+            pool.extract(image=b"killed", mask=b"")
+        assert pool.extract(image=b"", mask=b"")["process"] > 0
+
+    assert raised.value.reason == "the extraction process died (signal 9: out of memory?)"
+    assert raised.value.exhausted == "over-budget"
 
 
 def test_a_stopped_pool_is_not_ready():

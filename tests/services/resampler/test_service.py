@@ -1,3 +1,5 @@
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -34,8 +36,9 @@ from shared.fracture.volume import (
     volume_from_nrrd,
     volume_from_sitk,
 )
-from shared.pipeline.errors import Reject, Retry
+from shared.pipeline.errors import OverBudget, Reject, Retry
 from shared.pipeline.folder_store import FolderStore
+from shared.pipeline.process_pool import ProcessPool
 from shared.records.archive import read_record, revisions
 
 STUDY, SERIES, IMAGE, PATIENT = "1" * 64, "2" * 64, "3" * 64, "4" * 64
@@ -129,9 +132,40 @@ def stored(
     )
 
 
-def handle(store, fact, *, protocol=PROTOCOL, settings=None):
-    service = resampler_service(store=store, protocol=protocol, settings=settings)
-    return list(service.handlers[MasksReady](fact))
+class Here(ProcessPool):
+    """A pool whose jobs run here, so that a test can put something in their way."""
+
+    def run(self, job, *args, **kwargs):
+        return job(*args, **kwargs)
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Poisoned(ProcessPool):
+    """A pool in which every job is killed, as by the system when memory runs out."""
+
+    def run(self, job, *args, **kwargs):
+        return super().run(be_killed)
+
+
+def budget(kind=ProcessPool, *, seconds=60.0, memory_gib=4.0):
+    return kind(what="the resampling", processes=1, seconds=seconds, memory_gib=memory_gib, jobs_per_process=10)
+
+
+def note_each(facts, told):
+    """As a list would hold them, but what came before an error is there."""
+    for fact in facts:
+        told.append(fact)
+
+
+def handle(store, fact, *, protocol=PROTOCOL, settings=None, pool=None):
+    service = resampler_service(store=store, protocol=protocol, settings=settings, pool=pool)
+    try:
+        return list(service.handlers[MasksReady](fact))
+    finally:
+        service.close()
 
 
 def plans(store):
@@ -244,6 +278,7 @@ def test_a_run_that_stopped_half_way_goes_on(store):
     fact = stored(store, blocks(20, 21), {"L3": 20, "L2": 21})
     service = resampler_service(store=store, protocol=PROTOCOL)
     first = next(iter(service.handlers[MasksReady](fact)))
+    service.close()
 
     told = handle(store, fact)
 
@@ -554,10 +589,89 @@ def test_a_crop_that_fails_inside_itk_costs_its_own_case_and_its_text_stays_out_
             raise RuntimeError("ITK ERROR in /home/someone/doe_jane.nrrd")
         return crop_vertebra(volume, roi, protocol)
 
-    monkeypatch.setattr("services.resampler.service.crop_vertebra", failing)
+    monkeypatch.setattr("services.resampler.series_crops.crop_vertebra", failing)
 
-    told = told_by_level(store, handle(store, stored(store, blocks(20, 21), {"L3": 20, "L2": 21})))
+    fact = stored(store, blocks(20, 21), {"L3": 20, "L2": 21})
+    told = told_by_level(store, handle(store, fact, pool=budget(Here)))
 
     assert {level: type(one) for level, one in told.items()} == {"L2": CaseReady, "L3": CaseRejected}
     reasons = outcome_of(store, told["L3"], "rejected", Rejection).reasons
     assert reasons == ("the crop could not be computed (RuntimeError)",)
+
+
+def test_a_series_over_its_time_is_given_up_before_a_plan_is_written_and_done_once_it_is_raised(store):
+    fact = stored(store, blocks(20, 21), {"L3": 20, "L2": 21})
+
+    with pytest.raises(OverBudget, match=r"^the resampling took more than 0\.0001 s$"):
+        handle(store, fact, settings=ResamplerSettings(series_seconds=0.0001))
+    planned_before = plans(store)
+    told = handle(store, fact)
+
+    assert planned_before == []
+    assert [type(one) for one in told] == [CaseReady, CaseReady]
+
+
+def test_a_series_over_its_memory_is_given_up_and_the_next_one_is_done_by_the_same_worker(store, tmp_path):
+    geometry = replace(GEOMETRY, shape_zyx=(1000, 512, 512))
+    voxels = np.zeros(geometry.shape_zyx, dtype=np.uint8)
+    voxels[10:30, 15:45, 15:42] = 20
+    huge = stored(
+        store,
+        Mask(voxels=voxels, geometry=geometry),
+        {"L3": 20},
+        volume=Volume(voxels=np.zeros(geometry.shape_zyx, dtype=np.int16), geometry=geometry),
+    )
+    other = CountingStore(tmp_path / "other")
+    fact = stored(other, blocks(20), {"L3": 20})
+
+    with budget(memory_gib=1.0) as pool:
+        service = resampler_service(store=store, protocol=PROTOCOL, pool=pool)
+        with pytest.raises(OverBudget, match=r"^the resampling wanted more than 1 GiB$"):
+            list(service.handlers[MasksReady](huge))
+        (ready,) = resampler_service(store=other, protocol=PROTOCOL, pool=pool).handlers[MasksReady](fact)
+
+    assert isinstance(ready, CaseReady)
+    assert plans(store) == []
+
+
+def test_a_case_over_the_memory_is_given_up_alone_and_done_once_it_is_raised(store):
+    geometry = replace(GEOMETRY, shape_zyx=(300, 200, 200))
+    voxels = np.zeros(geometry.shape_zyx, dtype=np.uint8)
+    for value, start in ((20, 10), (21, 40)):
+        voxels[start : start + 20, 15:45, 15:42] = value
+    voxels[290, 190, 190] = 20  # an island: the crop of L3 spans the whole scan
+    hu = np.random.default_rng(2).integers(0, 400, geometry.shape_zyx).astype(np.int16)
+    fact = stored(
+        store,
+        Mask(voxels=voxels, geometry=geometry),
+        {"L3": 20, "L2": 21},
+        volume=Volume(voxels=hu, geometry=geometry),
+    )
+    told = []
+
+    with budget(memory_gib=0.8) as pool:
+        settings = ResamplerSettings(memory_gib=0.8)
+        service = resampler_service(store=store, protocol=PROTOCOL, settings=settings, pool=pool)
+        with pytest.raises(OverBudget, match=r"^the crop of L3 wanted more than 0\.8 GiB$"):
+            note_each(service.handlers[MasksReady](fact), told)
+    before = told_by_level(store, told)
+    after = told_by_level(store, handle(store, fact))
+
+    assert {level: type(one) for level, one in before.items()} == {"L2": CaseReady}
+    assert {level: type(one) for level, one in after.items()} == {"L2": CaseReady, "L3": CaseReady}
+    assert len(plans(store)) == 1
+
+
+def test_a_series_whose_process_is_killed_is_tried_again_and_the_worker_lives_on(store):
+    fact = stored(store, blocks(20), {"L3": 20})
+
+    with budget(Poisoned) as pool:
+        service = resampler_service(store=store, protocol=PROTOCOL, pool=pool)
+        with pytest.raises(Retry) as raised:
+            list(service.handlers[MasksReady](fact))
+        service.ready()
+        (ready,) = handle(store, fact)
+
+    assert raised.value.reason == "the resampling process died (signal 9: out of memory?)"
+    assert raised.value.exhausted == "over-budget"
+    assert isinstance(ready, CaseReady)

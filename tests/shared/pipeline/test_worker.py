@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,7 +26,7 @@ from shared.pipeline.errors import (
 from shared.pipeline.memory_broker import MemoryBroker
 from shared.pipeline.metrics import Metrics
 from shared.pipeline.service import Batch, Service
-from shared.pipeline.worker import Worker, default_retry_delay
+from shared.pipeline.worker import Worker, default_retry_delay, watch
 
 SECRET = "DOE^JANE"
 
@@ -150,6 +151,46 @@ def test_after_the_last_attempt_the_reason_is_in_the_dead_letter(broker: MemoryB
     assert letter.failure.kind == "retries-exhausted"
     assert letter.failure.reason == "retries exhausted after 3 attempts: the archive is busy"
     assert letter.attempt == 3
+
+
+def test_a_retry_that_knows_better_names_the_kind_of_its_dead_letter(broker: MemoryBroker) -> None:
+    def handler(fact: Asked) -> Iterable[BaseModel]:
+        raise Retry("the process died (signal 9: out of memory?)", exhausted="over-budget")
+
+    ask(broker, 1)
+    run(broker, service(handler), max_attempts=2)
+
+    failure = dead(broker).failure
+    assert failure is not None
+    assert failure.kind == "over-budget"
+    assert failure.reason == "retries exhausted after 2 attempts: the process died (signal 9: out of memory?)"
+
+
+def test_what_kept_within_the_budget_is_told_before_the_rest_is_given_up(broker: MemoryBroker) -> None:
+    def handler(fact: Asked) -> Iterable[BaseModel]:
+        yield Answered(number=1)
+        yield Answered(number=2)
+        raise OverBudget("the third wanted more than 16 GiB")
+
+    ask(broker, 1)
+    run(broker, service(handler))
+
+    failure = dead(broker).failure
+    assert failure is not None
+    assert (failure.kind, failure.reason) == ("over-budget", "the third wanted more than 16 GiB")
+    assert [answer.body["number"] for answer in taken(broker, "answers")] == [1, 2]
+
+
+def test_nothing_is_told_of_what_a_retry_or_a_bug_broke_off(broker: MemoryBroker) -> None:
+    def handler(fact: Asked) -> Iterable[BaseModel]:
+        yield Answered(number=1)
+        raise ValueError("half-way")
+
+    ask(broker, 1)
+    run(broker, service(handler))
+
+    assert taken(broker, "answers") == []
+    assert dead(broker).failure is not None
 
 
 def test_a_store_that_is_away_has_more_attempts_than_a_retry(broker: MemoryBroker) -> None:
@@ -374,6 +415,48 @@ def test_redelivered_messages_are_never_in_a_batch_and_come_backwards_first(brok
     assert sizes == [[3], [2], [1]]
 
 
+@pytest.mark.parametrize(("deaths", "order"), [(1, [3, 2, 1]), (2, [1, 2, 3])])
+def test_redelivered_messages_of_all_slots_are_handled_one_by_one_in_opposite_orders(
+    broker: MemoryBroker, deaths: int, order: list[int]
+) -> None:
+    """Whatever lies beside a message that kills is done before it in one of the two orders."""
+    handled: list[int] = []
+    at_once: list[int] = []
+
+    def handler(fact: Asked) -> Iterable[BaseModel]:
+        at_once.append(fact.number)
+        time.sleep(0.05)
+        handled.append(fact.number)
+        assert at_once == [fact.number]
+        at_once.clear()
+        return []
+
+    ask(broker, 1, 2, 3)
+    for _ in range(deaths):
+        broker.subscribe("questions", prefetch=3).close()
+    run(broker, service(handler, slots=3))
+
+    assert handled == order
+    assert broker.idle()
+
+
+def test_a_fresh_message_waits_while_a_suspect_runs_alone(broker: MemoryBroker) -> None:
+    seen: list[str] = []
+
+    def handler(fact: Asked) -> Iterable[BaseModel]:
+        seen.append(f"{fact.number} begins")
+        time.sleep(0.1)
+        seen.append(f"{fact.number} ends")
+        return []
+
+    ask(broker, 1)
+    broker.subscribe("questions", prefetch=1).close()
+    ask(broker, 2)
+    run(broker, service(handler, slots=2))
+
+    assert seen in (["1 begins", "1 ends", "2 begins", "2 ends"], ["2 begins", "2 ends", "1 begins", "1 ends"])
+
+
 def test_on_stop_all_that_was_prefetched_is_finished(broker: MemoryBroker) -> None:
     started, go_on = threading.Event(), threading.Event()
 
@@ -440,3 +523,83 @@ def test_retries_come_ever_later_up_to_five_minutes() -> None:
     assert delays == sorted(delays)
     assert 4.5 <= delays[0] <= 5.5
     assert delays[-1] <= 330
+
+
+class Clock:
+    """A clock that stands until it is put forward."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_a_worker_with_a_stuck_message_is_not_alive_and_says_which_once(
+    broker: MemoryBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, begun, go_on = Clock(), threading.Event(), threading.Event()
+
+    def handler(fact: Asked) -> Iterable[BaseModel]:
+        begun.set()
+        assert go_on.wait(10)
+        return []
+
+    broker.publish("Asked", Envelope.of(Asked(number=1, case_id="d" * 64)).to_bytes())
+    metrics = Metrics()
+    worker = Worker(service(handler), broker, metrics=metrics, stuck_seconds=60.0, clock=clock)
+    oldest = "fracture_sweep_oldest_in_flight_seconds"
+    with caplog.at_level(logging.ERROR), working(worker):
+        assert begun.wait(10)
+        clock.seconds += 60.0
+        alive_in_time = worker.alive()
+        clock.seconds += 1.0
+        alive_after = [worker.alive(), worker.alive()]
+        age = metrics.value(oldest, {"service": "answerer"})
+        go_on.set()
+        assert broker.wait_until_idle(10, queues=["questions"])
+        alive_again = worker.alive()
+
+    assert alive_in_time
+    assert alive_after == [False, False]
+    assert age == 61.0
+    assert alive_again
+    assert metrics.value(oldest, {"service": "answerer"}) == 0.0
+    (line,) = [record for record in caplog.records if "stuck" in record.getMessage()]
+    assert vars(line)["fields"]["case_id"] == "d" * 12
+    assert {"message_id", "delivery_count", "seconds"} <= set(vars(line)["fields"])
+
+
+def test_a_worker_without_work_is_alive(broker: MemoryBroker) -> None:
+    clock = Clock()
+    worker = Worker(service(lambda fact: []), broker, stuck_seconds=60.0, clock=clock)
+    ask(broker, 1)
+    with working(worker):
+        assert broker.wait_until_idle(10, queues=["questions"])
+        clock.seconds += 1000.0
+
+        assert worker.alive()
+
+
+def test_a_process_whose_worker_stays_stuck_ends_itself_after_the_rest_was_drained() -> None:
+    stop, ended = threading.Event(), threading.Event()
+    codes: list[int] = []
+
+    watch(lambda: False, stop=stop, ended=ended, end=codes.append, every_seconds=0.01, drain_seconds=0.01)
+
+    assert stop.is_set()
+    assert codes == [1]
+
+
+def test_a_process_whose_worker_lives_ends_when_the_worker_has() -> None:
+    stop, ended = threading.Event(), threading.Event()
+    codes: list[int] = []
+
+    def alive() -> bool:
+        ended.set()
+        return True
+
+    watch(alive, stop=stop, ended=ended, end=codes.append, every_seconds=0.01)
+
+    assert not stop.is_set()
+    assert codes == []
