@@ -6,8 +6,10 @@ What only one service needs is imported when that service is built: its image ho
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from services.composition import (
@@ -25,6 +27,7 @@ from shared.pipeline.errors import BrokerUnavailable, FractureSweepError, StoreU
 from shared.pipeline.metrics import Metrics
 from shared.pipeline.minio_store import MinioStore
 from shared.pipeline.rabbit_broker import RabbitBroker
+from shared.pipeline.spool import remove_abandoned
 from shared.pipeline.store import Store
 from shared.pipeline.worker import Worker, serve
 
@@ -69,6 +72,9 @@ def run_service(name: str, settings: Settings) -> int:
     if name not in SERVICES:
         raise no_such_service(name)
     metrics = Metrics()
+    abandoned = remove_abandoned(Path(tempfile.gettempdir()))
+    if abandoned:
+        LOG.info("temporary folders that a killed process left were removed", extra={"fields": {"folders": abandoned}})
     store = patiently(lambda: open_store(settings), seconds=settings.worker.start_seconds)
     broker = patiently(lambda: open_broker(settings), seconds=settings.worker.start_seconds)
     host, port = settings.worker.health_host, settings.worker.health_port

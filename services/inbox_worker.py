@@ -28,6 +28,7 @@ from shared.fracture.ids import Pseudonyms, short
 from shared.pipeline.broker import Broker
 from shared.pipeline.errors import BrokerUnavailable, FractureSweepError, StoreFull, StoreUnavailable
 from shared.pipeline.metrics import Metrics
+from shared.pipeline.spool import PREFIX
 from shared.pipeline.store import Store
 from shared.records.ledger import is_open, sweeps
 
@@ -132,7 +133,7 @@ class InboxWorker:
         """Sweep a submission; whether all of it was read."""
         patient = PatientStore(self._store, gate)
         sweep_id = self._pseudonyms.sweep_id(submission.name)
-        with tempfile.TemporaryDirectory(prefix="fracture-sweep-") as folder:
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
             path = inbox.fetch(submission, store=self._store, into=Path(folder))
             source: Source
             try:

@@ -48,6 +48,7 @@ from shared.fracture.topology import RESAMPLER
 from shared.pipeline.errors import NotInStore, OverBudget, Reject, Retry
 from shared.pipeline.process_pool import ProcessPool
 from shared.pipeline.service import Service
+from shared.pipeline.spool import PREFIX
 from shared.pipeline.store import Store
 from shared.records.archive import find_record, read_record, revisions, write_record, write_revision
 from shared.records.outcomes import case_not_evaluated, decided, reject_case, rejecting
@@ -150,7 +151,7 @@ class Resampler:
         self, wants: Mapping[str, Want], *, manifest: SeriesManifest, masks: MaskRecord
     ) -> Mapping[str, CaseResult]:
         """What levels of a series come to, computed in a process of the pool."""
-        with tempfile.TemporaryDirectory(prefix="fracture-sweep-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
             files = self._files(Path(folder), manifest, masks)
             try:
                 return self.pool.run(

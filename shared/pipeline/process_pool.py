@@ -32,6 +32,7 @@ from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
 from shared.pipeline.errors import OVER_BUDGET, FractureSweepError, OverBudget, Retry
+from shared.pipeline.spool import PREFIX
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -219,7 +220,7 @@ class _Process:
     def __init__(self, context: Any, memory_bytes: int, prepare: Callable[[], None] | None) -> None:
         self.jobs = 0
         self._exit_code: int | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="fracture-sweep-", ignore_cleanup_errors=True)
+        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
         self._pipe: Connection
         self._pipe, far = context.Pipe()
         arguments = (far, memory_bytes, self._folder.name, prepare)
