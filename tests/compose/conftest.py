@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import secrets
 import shutil
@@ -12,20 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 
 from services.composition import bundle_of, restricted
 from services.embedded import Ran, run
 from services.provisioning import write_secrets
 from services.sources import source_of
 from services.trainer.phantoms.archive import write_archive
+from services.trainer.phantoms.cohort import draw_patient
+from services.trainer.phantoms.rendering import render
+from shared.fracture.volume import to_sitk
 from shared.pipeline.folder_store import FolderStore
 from shared.pipeline.store import Store
 from tests.compose.stack import FILES, Stack, engine_answers, images
 from tests.fixtures.rabbitmq import free_ports
 from tests.fixtures.runs import settings_with
 
-CASES = 60
-PATIENTS = 44
+PATIENTS, FRACTURES = 16, 4
+CASES = PATIENTS * FRACTURES
+"""More than sixty, of patients with as many fractures as a phantom can have: little to upload, much to compute."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -137,10 +141,21 @@ class Undisturbed:
     store: Store
 
 
-def undisturbed(stack: Stack, folder: Path, bundle: Path, *, patients: int, seed: int) -> Undisturbed:
-    """Make an archive and run it embedded."""
-    archive = folder / "archive"
-    write_archive(archive, patients=patients, seed=seed)
+def write_pairs(folder: Path, *, seed: int) -> Path:
+    """Phantoms as a CSV of pairs (NIfTI)."""
+    folder.mkdir()
+    rows = ["image,mask,labels,roi,age,sex"]
+    for index in range(PATIENTS):
+        rendered = render(draw_patient(seed=seed, index=index, fractures=FRACTURES))
+        for name, grid in (("image", rendered.volume), ("mask", rendered.masks[0])):
+            sitk.WriteImage(to_sitk(grid), str(folder / f"{name}-{index}.nii.gz"))
+        rows.append(f"image-{index}.nii.gz,mask-{index}.nii.gz,verse,body,{60 + index},{'FM'[index % 2]}")
+    (folder / "pairs.csv").write_text("\n".join(rows) + "\n")
+    return folder / "pairs.csv"
+
+
+def undisturbed(stack: Stack, folder: Path, bundle: Path, archive: Path) -> Undisturbed:
+    """Run an archive embedded."""
     folder.chmod(0o755)
     settings = settings_with(bundle).model_copy(update={"secrets": stack.settings.secrets})
     store = restricted(FolderStore(folder / "store"), settings)
@@ -157,19 +172,16 @@ def undisturbed(stack: Stack, folder: Path, bundle: Path, *, patients: int, seed
 
 @pytest.fixture(scope="session")
 def few(stack: Stack, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """Four patients."""
-    return undisturbed(stack, open_folder(tmp_path_factory, "few"), tiny_bundle, patients=4, seed=5)
+    """Four patients, in DICOM."""
+    folder = tmp_path_factory.mktemp("few")
+    write_archive(folder / "archive", patients=4, seed=5)
+    return undisturbed(stack, folder, tiny_bundle, folder / "archive")
 
 
 @pytest.fixture(scope="session")
 def many(stack: Stack, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """At least sixty cases."""
-    made = undisturbed(stack, open_folder(tmp_path_factory, "many"), tiny_bundle, patients=PATIENTS, seed=17)
-    with (made.archive / "truth.csv").open() as table:
-        assert sum(1 for _ in csv.DictReader(table)) >= CASES
+    """More than sixty cases, as a CSV of pairs."""
+    folder = tmp_path_factory.mktemp("many")
+    made = undisturbed(stack, folder, tiny_bundle, write_pairs(folder / "pairs", seed=17))
+    assert made.ran.ledger.cases.found == CASES
     return made
-
-
-def open_folder(factory: pytest.TempPathFactory, name: str) -> Path:
-    """A folder that a container's user may read through a mount."""
-    return factory.mktemp(name)

@@ -189,9 +189,10 @@ class Stack:
 
     # -- working -------------------------------------------------------------------------------------------------------
     def submit(self, archive: Path, sweep: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Upload a folder as a person would."""
-        mount = f"{archive}:/input:ro"
-        return self.compose("run", "--rm", "-T", "-v", mount, "submit", "/input", "--sweep", sweep, check=check)
+        """Upload a folder, or a CSV of pairs with what lies beside it, as a person would."""
+        folder, path = (archive, "/input") if archive.is_dir() else (archive.parent, f"/input/{archive.name}")
+        mount = f"{folder}:/input:ro"
+        return self.compose("run", "--rm", "-T", "-v", mount, "submit", path, "--sweep", sweep, check=check)
 
     def empty(self) -> None:
         """Remove everything from the store but what binds it to its keys."""
