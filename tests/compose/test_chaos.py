@@ -145,7 +145,7 @@ def test_a_worker_runs_out_of_memory_under_its_limit(stack: Stack, disturbed: Ca
 
     def exhaust() -> None:
         before = restarts(stack, "deep-extractor")
-        stack.inside("deep-extractor", code, root=True, check=False)
+        stack.inside("deep-extractor", code, check=False)
         until(lambda: restarts(stack, "deep-extractor") > before, 120, "the worker to be killed and started again")
         killed.append(restarts(stack, "deep-extractor") - before)
 
