@@ -315,6 +315,8 @@ def _served(pipe: Connection) -> bool:
     except ImportError as error:
         answer = _Answer(error=error, traceback=traceback.format_exc())
     else:
+        # another worker of the same spool takes a folder that was idle for a day for an abandoned one
+        os.makedirs(tempfile.gettempdir(), exist_ok=True)
         pipe.send(_Answer(begun=True))
         answer = _answer_of(job, args, kwargs)
     try:

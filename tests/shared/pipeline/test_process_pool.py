@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -176,6 +177,15 @@ def test_what_a_process_leaves_behind_goes_with_it() -> None:
 
         assert there
         assert not left.parent.exists()
+
+
+def test_a_job_finds_a_folder_for_its_files_though_somebody_took_the_idle_one_for_abandoned(pool: ProcessPool) -> None:
+    first = Path(pool.run(scratch))
+    shutil.rmtree(first.parent)
+
+    second = Path(pool.run(scratch))
+
+    assert second.exists()
 
 
 def test_a_closed_pool_is_not_ready_and_takes_no_work() -> None:
