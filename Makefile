@@ -101,8 +101,9 @@ check: $(VENV)/.test ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 	$(BIN)/hadolint --config deploy/hadolint.yaml $$(git ls-files "*Dockerfile")
 
-test: $(VENV)/.test ## all tests, against a real RabbitMQ and a real S3 server
-	$(BIN)/python -m pytest -m "not chaos or ci_chaos"
+test: $(VENV)/.test ## all tests, against a real RabbitMQ and a real S3 server, then the whole stack by Docker
+	$(BIN)/python -m pytest -m "not compose"
+	$(BIN)/python -m pytest tests/compose -m "not chaos or ci_chaos"
 
 format: $(VENV)/.test ## ruff's formatter and its safe fixes
 	$(BIN)/ruff check --fix .
