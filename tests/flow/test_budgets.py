@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from services.composition import bundle_of
 from services.embedded import pipeline
 from shared.fracture.volume import Geometry, Mask, Volume, to_sitk
-from shared.records.dead_letters import letters, replay
+from shared.records.dead_letters import Survey, letters, replay
 from shared.records.ledger import sweep_ledger
 from tests.fixtures.runs import place
 
@@ -60,9 +60,9 @@ def test_a_poison_series_among_good_ones_is_dead_lettered_with_its_reason_and_fi
 
     wide = place(tmp_path / "store", tiny_bundle)
     with pipeline(settings=wide.settings, store=wide.store, bundle=bundle_of(wide.settings)) as running:
-        first = replay(wide.store, running.broker, given_up[0])
+        first = replay(wide.store, running.broker, Survey(wide.store).standing(given_up[0]))
         running.wait_until_idle()
-        second = replay(wide.store, running.broker, given_up[0])
+        second = replay(wide.store, running.broker, Survey(wide.store).standing(given_up[0]))
 
     ledger = sweep_ledger(wide.store, ran.sweep_id)
     assert ledger is not None
@@ -86,7 +86,7 @@ def test_series_over_their_time_are_dead_lettered_and_finished_once_it_is_raised
     patient = place(tmp_path / "store", tiny_bundle)
     with pipeline(settings=patient.settings, store=patient.store, bundle=bundle_of(patient.settings)) as running:
         for letter in given_up:
-            replay(patient.store, running.broker, letter)
+            replay(patient.store, running.broker, Survey(patient.store).standing(letter))
         running.wait_until_idle()
 
     ledger = sweep_ledger(patient.store, ran.sweep_id)
