@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO ?= demo
+OUT ?= results
 # GPU=1 puts the deep extractor on an NVIDIA GPU
 COMPOSE ?= docker compose -f docker-compose.yml $(if $(GPU),-f deploy/compose.gpu.yml)
 AS_ME := --user "$$(id -u):$$(id -g)"
@@ -85,8 +86,8 @@ demo-distributed: up ## make demo's archive and worklist, by the whole system
 	@mkdir -p $(DEMO)/distributed
 	$(COMPOSE) run --rm $(AS_ME) --volume "$(abspath $(DEMO)):/demo" cli phantoms /demo/archive --patients 8 --seed 11
 	$(MAKE) submit INPUT=$(DEMO)/archive SWEEP=demo
-	$(MAKE) status SWEEP=demo
-	$(MAKE) export SWEEP=demo OUT=$(DEMO)/distributed
+	$(MAKE) status
+	$(MAKE) export OUT=$(DEMO)/distributed
 
 pin-images: ## write the digests of the images' tags into .env, on a machine that reaches their registry
 	deploy/pin-images.sh

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -350,6 +351,11 @@ def _sweeps_called(store: Any, wanted: str, out: Path | None) -> list[str]:
         return found
     settings = chosen.settings if out is None else _embedded_settings()
     if settings.secrets.pseudonym_key is None:
+        if not re.fullmatch("[0-9a-f]{4,64}", wanted):
+            raise FractureSweepError(
+                f"{wanted!r} is no sweep's id, and a name is found with the site's pseudonym key alone: give the id "
+                "(submit prints it), or name the key in FRACTURE_SWEEP_SECRETS_PSEUDONYM_KEY_FILE"
+            )
         return []
     pseudonyms = pseudonyms_of(settings)
     names = {pseudonyms.sweep_id(wanted), pseudonyms.sweep_id(str(Path(wanted).resolve()))}
