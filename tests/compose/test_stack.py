@@ -34,16 +34,12 @@ def test_phantoms_get_the_same_ledger_features_and_probabilities_as_embedded(sta
         assert objects(store, prefix) == objects(few.store, prefix)
     assert list(store.keys("inbox/")) == []
     assert stack.depths() == {}
-
-
-def test_a_person_gets_the_worklist_out_of_the_newest_sweep(stack: Stack, few: Undisturbed) -> None:
     said = stack.compose("run", "--rm", "-T", "cli", "export", "--out", "/tmp/out").stdout
-
     assert "worklist (acute first)" in said
     assert f"({few.ran.ledger.reports} studies)" in said
 
 
-def test_a_name_without_the_sites_key_is_refused_with_what_to_do(stack: Stack, few: Undisturbed) -> None:
+def test_a_name_without_the_sites_key_is_refused_with_what_to_do(stack: Stack) -> None:
     done = stack.compose("run", "--rm", "-T", "cli", "status", "--watch", "few", check=False)
 
     assert done.returncode == 2

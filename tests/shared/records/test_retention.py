@@ -51,6 +51,7 @@ def decided(
 
 
 ARGUMENTS = {
+    "revision": 3,
     "kind": "classified", "suffix": "json", "number": 7, "prefix": "plans/studies/x/", "scope": "f" * 64
 }  # fmt: skip
 
