@@ -892,14 +892,12 @@ def make_secrets(
 @app.command("prepare-store")
 def prepare_store() -> None:
     """Make the bucket of the distributed store where it is not there, as a user who may."""
-    from services.distributed import patiently
-    from shared.pipeline.minio_store import MinioStore
+    from services.distributed import open_store, patiently
 
     settings = chosen.settings
-    if settings.s3 is None:
-        raise FractureSweepError("no store is named: set S3_ENDPOINT, S3_ACCESS_KEY and S3_SECRET_KEY_FILE")
-    patiently(MinioStore(settings.s3).check, seconds=settings.worker.start_seconds)
-    out_console.print(f"the bucket {settings.s3.bucket} is there, and the server keeps to conditional writes")
+    patiently(lambda: open_store(settings), seconds=settings.worker.start_seconds)
+    bucket = settings.s3.bucket if settings.s3 is not None else ""
+    out_console.print(f"the bucket {bucket} is there, and the server keeps to conditional writes")
 
 
 @app.command("settings")

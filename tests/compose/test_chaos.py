@@ -46,7 +46,7 @@ class Measured:
 
 @pytest.fixture
 def disturbed(
-    stack: Stack, many: Undisturbed, chaos_table: list[Measured], request: pytest.FixtureRequest
+    stack: Stack, many: Undisturbed, chaos_table: list[Measured]
 ) -> Iterator[Callable[[str, Callable[[], None]], Ledger]]:
     """Submits the sixty cases to an empty stack, disturbs in the middle, waits for the end, looks at what is there."""
     stack.wait_ready()
