@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 Repeated = Literal["intra", "inter"]
 
 
+class TooSmall(ValueError):
+    """A cohort is too small for a step; the text says which step, what it needs and what it has."""
+
+    def __init__(self, step: str, *, needs: str, has: str) -> None:
+        super().__init__(f"the cohort is too small for the step {step}: it needs {needs}, and there is {has}")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Repeat:
     """Features of some rows under another mask: `rows` (m,) places in the cohort, `hcr` (m, features)."""
