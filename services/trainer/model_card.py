@@ -1,19 +1,16 @@
-"""MODEL_CARD.md of the demonstration bundle, written from the metrics by code: no number in it is typed by hand."""
+"""MODEL_CARD.md of a bundle, written from its metrics by code: no number in it is typed by hand.
+
+It speaks of the training part alone, as the whole bundle does: what held-out patients said stands in the run's report.
+"""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-_LINES: Final = (
-    ("hcr", "HCR alone (radiomics)"),
-    ("dtl", "DTL alone (pre-trained network)"),
-    ("fusion", "Fusion of HCR and DTL"),
-    ("nomogram", "Nomogram (age, sex, fusion score)"),
-    ("random_dtl", "DTL alone, randomly initialised network"),
-    ("random_fusion", "Fusion with the randomly initialised network"),
-)
+from services.trainer.results import LABELS
+from shared.fracture.bundle import BundleKind
 
 
 def _interval(auc: Mapping[str, float]) -> str:
@@ -21,9 +18,13 @@ def _interval(auc: Mapping[str, float]) -> str:
 
 
 def _table(metrics: Mapping[str, Any]) -> str:
-    rows = ["| model | held-out AUC (95 % interval, DeLong) | training, out-of-fold |", "| --- | --- | --- |"]
-    for key, label in _LINES:
-        rows.append(f"| {label} | {_interval(metrics['held_out'][key])} | {_interval(metrics['out_of_fold'][key])} |")
+    rows = [
+        "| model | AUC out-of-fold (95 % interval, DeLong) | on the rows it was fitted on | threshold |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, label in LABELS.items():
+        held, inside = metrics["out_of_fold"][name], metrics["in_sample"][name]
+        rows.append(f"| {label} | {_interval(held)} | {inside['auc']:.3f} | {metrics['thresholds'][name]:.3f} |")
     return "\n".join(rows)
 
 
@@ -49,66 +50,64 @@ def _filled(text: str) -> str:
     return "\n".join(filled) + "\n"
 
 
-def model_card(metrics: Mapping[str, Any]) -> str:
-    """The model card of a demonstration bundle from its metrics.json."""
-    cohort, pretraining, at = metrics["cohort"], metrics["pretraining"], metrics["at_threshold"]
-    compute, selected = metrics["compute"], metrics["selected"]
-    return _filled(f"""# Demonstration bundle: acute or chronic vertebral compression fracture, on PHANTOMS
+_PHANTOM = """**Trained on synthetic phantoms only. It has no clinical meaning, and no number on this page says anything
+about patients.** Every result made with it carries that mark."""
+_PHANTOM_USE = """To show and test the pipeline: installation, throughput, reports, monitoring. Not for diagnosis,
+triage, research on patients, or as a starting point for a clinical model. A site or a research group trains its own
+bundle."""
+_SITE = """**For research use only. It is no medical device.** What it says of a case is no diagnosis."""
+_SITE_USE = """To score fractured vertebrae of CT like those that it was trained on, in research. Before any other use it
+has to be validated on the site's own patients (`fracture-sweep evaluate`)."""
 
-**Trained and tested on synthetic phantoms only. It has no clinical meaning, and no number on this page says anything
-about patients.** Every result made with it carries that mark.
+
+def model_card(metrics: Mapping[str, Any], *, name: str, kind: BundleKind, notes: str = "") -> str:
+    """The model card of a bundle from its metrics.json; `notes` is a text of its makers, put at the end as it is."""
+    phantom = str(metrics["origin"]).startswith("synthetic phantoms")
+    counts, network, repeat = metrics["counts"], metrics["network"], metrics["repeatability"]
+    chosen, selected = metrics["classifiers"], metrics["selected"]
+    mode = {
+        "frozen": "It was not fitted on the labels; its features were standardised and projected (PCA).",
+        "crossfit": "It was fine-tuned on the labels. In training the one number that went on was its logit of patients "
+        "that it never saw.",
+        "in_sample": "It was fine-tuned on the labels, and its features of the very same rows went on: the out-of-fold "
+        "numbers below are optimistic.",
+    }[network["mode"]]
+    lines = "\n".join(
+        f"- {label}: {selected[branch]} features, {chosen[branch]['classifier']} "
+        f"(cross-validated AUC {chosen[branch]['cross_validated_auc']:.3f} on training)."
+        for branch, label in (("hcr", "Radiomics (HCR)"), ("dtl", "DLR (DTL)"), ("fusion", "Features Fusion"))
+    )
+    card = _filled(f"""# {name}: acute or chronic vertebral compression fracture{", on PHANTOMS" if phantom else ""}
+
+{_PHANTOM if phantom else _SITE}
 
 ## Intended use
-To show and test the pipeline: installation, throughput, reports, monitoring. Not for diagnosis, triage, research on
-patients, or as a starting point for a clinical model. A site or a research group trains its own bundle.
+{_PHANTOM_USE if phantom else _SITE_USE}
 
 ## What it is
-- A ResNet50 of one input channel, weights int8 with one scale an output channel, computed in float32; 2,048 pooled
-  features of a 64 x 64 sagittal picture (preset `{metrics["preset"]}`). The features that the classifiers were fitted
-  on come out of that same ONNX file.
-- {metrics["hcr_features"]} hand-crafted features by pyradiomics, {metrics["training_hcr_varying"]} of which vary in
-  training.
-- Selection on training patients only: Spearman |rho| > 0.9, LASSO; PCA of the network's features, LASSO; both fused,
-  LASSO, logistic regression. Selected: {selected["hcr"]} HCR, {selected["dtl"]} DTL components,
-  {selected["fusion"]} fused.
+Kind {kind}, preset `{metrics["preset"]}`, after Zhang et al. 2023 (doi 10.1186/s12891-023-06281-5). Every setting
+stands in `metrics.json`.
+
+- Network: {network["architecture"]}, mode `{network["mode"]}`. Started from {network["weights"]}. {mode}
+- Hand-crafted features: {repeat["of"]} by pyradiomics, {repeat["kept"]} of them repeatable (ICC at least
+  {repeat["limit"]:g}; judged by: {repeat["method"]}).
+{lines}
 - A nomogram of age, sex and the out-of-fold fusion score.
 
-## Cohort
-{cohort["patients"]} phantom patients with {cohort["cases"]} fractured vertebrae ({cohort["acute"]} acute,
-{cohort["chronic"]} chronic), kappa {cohort["kappa"]:g}, seed {cohort["seed"]}; split by patient, stratified, with seed
-{cohort["split_seed"]}: {cohort["training_patients"]} patients ({cohort["training_cases"]} vertebrae) for training,
-{cohort["test_patients"]} patients ({cohort["test_cases"]} vertebrae) held out.
-Neither the split nor any seed was searched for.
+## Training cohort
+{counts["patients"]} {"phantom " if phantom else ""}patients with {counts["cases"]} fractured vertebrae
+({counts["acute"]} acute, {counts["chronic"]} chronic). Held-out patients take no part in any number of this bundle;
+what was found on them stands in the report of the run that made it.
 
-## Pre-training of the network
-From a random start, {pretraining["steps"]} steps of {pretraining["batch"]} pictures on {pretraining["pictures"]}
-phantom slabs of another seed ({pretraining["seed"]}), mode `frozen`: the network never saw the label acute or
-chronic. **Its
-targets were {", ".join(pretraining["targets"])}.** The slabs were drawn at kappa 0, where the
-signs are equally frequent in both classes; but the same signs make the classes of the cohort, so this network knows
-beforehand what matters in a phantom. That is a help that no real cohort gives. The lines with a randomly initialised
-network show what is left without it.
-
-## Results on phantoms
+## Results on the training cohort
 {_table(metrics)}
 
-At the threshold {metrics["threshold"]:.4f} (Youden, on out-of-fold training scores), held out: {at["tp"]} true and
-{at["fp"]} false acute, {at["tn"]} true and {at["fn"]} false chronic: accuracy {at["accuracy"]:.3f}, sensitivity
-{at["sensitivity"]:.3f}, specificity {at["specificity"]:.3f}. The held-out set is small, and the intervals treat
-vertebrae as independent, though some belong to one patient.
-
-While the generator was written, its signs were made clearer twice, to come near the AUC that METHOD.md asks for; that
-was judged by cross-validation over phantoms of the cohort's seed. So the height of these numbers is set by the
-generator, not found. No model, threshold, split or seed was chosen by the held-out patients.
+Out-of-fold: selection, classifier and calibration were fitted anew without the patients that were scored. The intervals
+treat vertebrae as independent, though some belong to one patient.
 
 ## Limits
-The class is made by the generator from the signs that its tables name. Real fractures differ in every respect. The
-network was shown phantoms alone. Ages, scanners and kernels are those of the generator's tables.
-
-## How it was made
-`{metrics["command"]}`
-
-{compute["processors"]} processor cores, no GPU; about {compute["hours"]:g} h, of which the network's pre-training
-took the largest part. Python {compute["python"]}, torch {compute["torch"]}, scikit-learn {compute["scikit_learn"]},
-pyradiomics {metrics["pyradiomics"]}.
+- It knows nothing of other scanners, kernels and ages than those of its cohort (`distribution.json`, `manifest.json`).
+- It says acute or chronic of a vertebra that somebody or something called fractured; it finds no fractures.
+- A case that its conformal limits leave open is reported as indeterminate.
 """)
+    return card + (f"\n## Notes of its makers\n{notes.strip()}\n" if notes.strip() else "")

@@ -9,18 +9,19 @@ without the patients that are scored. Only the choice of the classifier's parame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from multiprocessing import get_context
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
-from services.trainer.classifiers import FittedClassifier, fit_platt, fitted, search
+from services.trainer.classifiers import Fitted, fit_platt, fitted, search
 from services.trainer.cohort_table import TooSmall
 from services.trainer.nomogram_fitting import fit_nomogram
 from services.trainer.results import MODEL_OF_BRANCH, Branch, GridPoint, ModelName
@@ -99,9 +100,13 @@ class Cut:
     selected: Mapping[Branch, Selected]
     linear: Mapping[Branch, LinearModel]
 
+    def together(self, rows: Rows) -> Columns:
+        """HCR and DTL columns of rows, unstandardised."""
+        return _together(rows, self.pca)
+
     def columns(self, rows: Rows) -> dict[Branch, Matrix]:
         """The standardised selected columns of rows, by branch."""
-        together = _together(rows, self.pca)
+        together = self.together(rows)
         found = {}
         for branch, model in self.linear.items():
             found[branch] = (together.of(model.inputs) - np.array(model.mean)) / np.array(model.sd)
@@ -172,6 +177,7 @@ def _lasso_score(selected: Selected, values: Matrix) -> LinearModel:
         coef=tuple(selected.lasso.coefficient[name] for name in selected.names),
         intercept=selected.lasso.intercept,
         score_kind="lasso",
+        platt=Platt(a=1.0, b=0.0),  # a bundle's probability is the classifier's
     )
 
 
@@ -253,7 +259,7 @@ class FourModels:
     cut: Cut
     grids: Mapping[Branch, tuple[GridPoint, ...]]
     winners: Mapping[Branch, GridPoint]
-    classifiers: Mapping[Branch, FittedClassifier]
+    classifiers: Mapping[Branch, Fitted]
     platt: Mapping[Branch, Platt]
     nomogram: NomogramModel
     in_sample: Mapping[ModelName, Matrix]
@@ -292,15 +298,13 @@ def fit_four_models(
     folds = outer_folds(rows, chosen.out_of_fold, seed=settings.seed)
     whole = cut(rows, settings, head=head)
     z = whole.columns(rows)
-    found = {
-        branch: search(z[branch], rows.acute, rows.patient, chosen, seed=settings.seed, processes=processes)
-        for branch in BRANCHES
-    }
+    searched = partial(_searched, z=z, acute=rows.acute, patient=rows.patient, settings=settings)
+    found = dict(zip(BRANCHES, mapped(searched, BRANCHES, processes), strict=True))
     winners = {branch: winner for branch, (_, winner) in found.items()}
     one = partial(_fold, rows=rows, settings=settings, head=head, winners=winners)
     linear = {branch: np.full(len(rows), np.nan) for branch in BRANCHES}
     raw = {branch: np.full(len(rows), np.nan) for branch in BRANCHES}
-    for done, fold in enumerate(_mapped(one, folds, processes), start=1):
+    for done, fold in enumerate(mapped(one, folds, processes), start=1):
         for branch in BRANCHES:
             linear[branch][fold.rows] = fold.linear[branch]
             raw[branch][fold.rows] = fold.raw[branch]
@@ -330,15 +334,28 @@ def fit_four_models(
     )
 
 
-def _mapped(
-    one: Callable[[tuple[NDArray[np.intp], NDArray[np.intp]]], FoldScores],
-    folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
-    processes: int,
-) -> Sequence[FoldScores] | map[FoldScores]:
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def mapped(one: Callable[[Item], Answer], items: Sequence[Item], processes: int) -> Iterator[Answer]:
+    """The answers in the order of the items, computed in so many processes."""
     if processes == 1:
-        return map(one, folds)
-    with ProcessPoolExecutor(max_workers=processes) as pool:
-        return list(pool.map(one, folds))
+        yield from map(one, items)
+        return
+    with ProcessPoolExecutor(max_workers=processes, mp_context=get_context("forkserver")) as pool:
+        yield from pool.map(one, items)
+
+
+def _searched(
+    branch: Branch,
+    *,
+    z: Mapping[Branch, Matrix],
+    acute: Labels,
+    patient: NDArray[np.int64],
+    settings: TrainingSettings,
+) -> tuple[tuple[GridPoint, ...], GridPoint]:
+    return search(z[branch], acute, patient, settings.classifiers, settings.seed)
 
 
 def _nomogram(rows: Rows, score: Matrix) -> NomogramModel:
