@@ -35,9 +35,14 @@ $(VENV)/.test: $(VENV)/.setup
 	$(PIP) install --quiet --constraint $(LOCK) --editable '.[test,check]'
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --quiet "torch==$(TORCH_VERSION)"
 	$(PIP) install --quiet --constraint $(LOCK) --editable '.[trainer]'
+	@$(PIP) show --quiet torchvision 2>/dev/null || $(PIP) install --quiet --no-deps "torchvision==$(TORCHVISION_VERSION)"
 	@touch $@
 
+# These two belong together. torchvision comes without its dependencies: numpy and pillow are here already, and its
+# wish for a certain torch must not bring a second build, gigabytes of CUDA, over the one that is installed. Beside a CPU
+# build its compiled operators do not load; services/trainer/torchvision_models.py does without them.
 TORCH_VERSION ?= 2.13.0
+TORCHVISION_VERSION ?= 0.28.0
 
 setup: $(VENV)/.setup ## the virtual environment .venv with all services (no torch)
 	@echo "ready: $(BIN)/fracture-sweep --help"

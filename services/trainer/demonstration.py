@@ -30,13 +30,15 @@ from services.trainer.bundle_writer import FittedBundle, golden_image, golden_ve
 from services.trainer.cohort_extraction import CohortRows, CohortSpec, extract_cohort
 from services.trainer.fusion import Rows, Scores, fit_models, out_of_fold, score_rows
 from services.trainer.model_card import model_card
-from services.trainer.network import ResNet, initialised, resnet50, to_onnx
+from services.trainer.network import exported, random_network
 from services.trainer.nomogram_fitting import fit_nomogram
 from services.trainer.phantoms.cohort import KERNEL_NAME
-from services.trainer.pretraining import TARGETS, PretrainingSpec, pretrain, slabs
+from services.trainer.pretraining import SEED as PRETRAINING_SEED
+from services.trainer.pretraining import TARGETS, PretrainingSpec, fresh_backbone, pretrain, slabs
 from services.trainer.selection import varying
 from services.trainer.split import held_out
 from services.trainer.statistics import auc_delong, confusion, delong_test, youden_threshold
+from services.trainer.torchvision_models import ResNet
 from shared.fracture.bundle import Bundle, Golden, Models, Training
 from shared.fracture.ids import digest
 from shared.fracture.nomogram import NomogramModel, Sex, read_points
@@ -44,7 +46,6 @@ from shared.fracture.nomogram import NomogramModel, Sex, read_points
 NAME: Final = "phantom-demonstration"
 VERSION: Final = "1"
 COHORT_SEED: Final = 20230
-PRETRAINING_SEED: Final = 77001
 SPLIT_SEED: Final = 8
 FOLD_SEED: Final = 10
 _GOLDEN_CASES: Final = 5
@@ -109,7 +110,7 @@ def pretrained(recipe: Recipe, *, work: Path) -> ResNet:
         recipe.pretraining, work=work, processes=recipe.processes, progress=_progress("phantom slabs")
     )
     torch.set_num_threads(recipe.threads)
-    backbone = resnet50(seed=recipe.pretraining.seed)
+    backbone = fresh_backbone(recipe.pretraining)
     tell = _progress("pre-training, steps")
     pretrain(
         backbone,
@@ -117,6 +118,7 @@ def pretrained(recipe: Recipe, *, work: Path) -> ResNet:
         targets,
         recipe.pretraining,
         work=work,
+        device="cpu",
         report=lambda step, _: tell(step, recipe.pretraining.steps),
     )
     return backbone
@@ -185,10 +187,9 @@ def train(recipe: Recipe, *, out: Path, work: Path, parameters: str | None = Non
     )
     clock.add("cohort", started)
     started = time.monotonic()
-    onnx = to_onnx(pretrained(recipe, work=work), size=recipe.cohort.image_size)
-    random_onnx = to_onnx(
-        initialised(ResNet(), seed=recipe.pretraining.seed, zero_residual=False).eval(), size=recipe.cohort.image_size
-    )
+    onnx, _ = exported(pretrained(recipe, work=work), size=recipe.cohort.image_size, storage="int8")
+    random = random_network(recipe.pretraining.architecture, seed=recipe.pretraining.seed)
+    random_onnx, _ = exported(random, size=recipe.cohort.image_size, storage="int8")
     clock.add("pre-training", started)
 
     started = time.monotonic()

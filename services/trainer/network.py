@@ -1,95 +1,108 @@
-"""ResNet50 with torchvision's parameter names and one input channel, and its way into ONNX with int8 weights.
+"""torchvision's ResNet50 with one input channel and without its head, and its way into ONNX.
 
-Written out here because torchvision's wheel is linked to CUDA and cannot be imported beside a CPU build of torch;
-weights of torchvision's `resnet50` (ImageNet V1) fit by name. Source: He et al. 2016, and torchvision's stride in the
-3 x 3 convolution.
+Parameter names and shapes stay torchvision's, so weights of its `resnet50` (ImageNet V1) fit by name. `fc` is an
+identity: what the network gives are the averages of its last layer, 2,048 of them. `tiny` is a network of torchvision's
+blocks that is small enough for tests.
 
-In the ONNX file a convolution's weights are int8 with one scale an output channel, turned to float32 by
-DequantizeLinear; all arithmetic is float32. BatchNorm is folded into the convolutions first.
+ONNX is written here node by node, so that the same weights give the same bytes. BatchNorm is folded into the
+convolutions first. With `int8` storage a convolution's weights are int8 with one scale an output channel, turned to
+float32 by DequantizeLinear; all arithmetic is float32 in both storages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from services.trainer import torchvision_models
+from services.trainer.torchvision_models import BasicBlock, Bottleneck, ResNet
+
+Architecture = Literal["resnet50", "tiny"]
+Storage = Literal["float32", "int8"]
+
 FEATURES: Final = 2048
+"""Of the ResNet50."""
+TINY_WIDTH: Final = 16
 OPSET: Final = 17
 IR_VERSION: Final = 8
-
-
-class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3, 1 x 1 convolutions around a shortcut."""
-
-    def __init__(self, inputs: int, planes: int, *, stride: int, expansion: int = 4) -> None:
-        super().__init__()
-        outputs = planes * expansion
-        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Planes in, planes times expansion out."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        return torch.relu(self.bn3(self.conv3(x)) + shortcut)
-
-
-class ResNet(nn.Module):
-    """A bottleneck ResNet without its head: (n, channels, h, w) to (n, features), average-pooled."""
-
-    def __init__(self, *, blocks: tuple[int, int, int, int] = (3, 4, 6, 3), width: int = 64, channels: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        inputs = width
-        for number, count in enumerate(blocks):
-            planes, stride = width * 2**number, 1 if number == 0 else 2
-            stage = [Bottleneck(inputs, planes, stride=stride)]
-            inputs = planes * 4
-            stage += [Bottleneck(inputs, planes, stride=1) for _ in range(count - 1)]
-            setattr(self, f"layer{number + 1}", nn.Sequential(*stage))
-        self.features = inputs
-
-    def stages(self) -> list[nn.Sequential]:
-        """layer1 to layer4."""
-        found = [getattr(self, f"layer{number}") for number in range(1, 5)]
-        return [stage for stage in found if isinstance(stage, nn.Sequential)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The pooled features."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for stage in self.stages():
-            x = stage(x)
-        return x.mean(dim=(2, 3))
+PARITY: Final = 1e-4
+"""How far onnxruntime may be from torch, as a share of the largest feature."""
+_PARITY_PICTURES: Final = 4
+_PARITY_SEED: Final = 5
 
 
 def resnet50(*, seed: int) -> ResNet:
     """A ResNet50 of one input channel with He's random start (the last BatchNorm of a block starts at zero)."""
-    return initialised(ResNet(), seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        network = torchvision_models.resnet50(weights=None)
+        network.conv1, network.fc = _conv(1, 64, 7, stride=2), nn.Identity()
+    return initialised(network, seed=seed)
+
+
+def tiny(
+    *,
+    seed: int,
+    block: Any = BasicBlock,
+    blocks: tuple[int, int, int, int] = (1, 1, 1, 1),
+    width: int = TINY_WIDTH,
+) -> ResNet:
+    """A narrow ResNet of torchvision's blocks for tests, randomly started: `width` channels where torchvision has 64.
+
+    With BasicBlock it gives 8 * width features, with Bottleneck 32 * width.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = ResNet(BasicBlock, [1, 1, 1, 1])
+        network.conv1, network.bn1, network.fc = _conv(1, width, 7, stride=2), nn.BatchNorm2d(width), nn.Identity()
+        inputs = width
+        for number, count in enumerate(blocks):
+            planes, stage = width * 2**number, nn.Sequential()
+            outputs = planes * block.expansion
+            for place in range(count):
+                stride = 2 if number > 0 and place == 0 else 1
+                shortcut = None
+                if stride != 1 or inputs != outputs:
+                    shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
+                stage.append(block(inputs, planes, stride, shortcut))
+                inputs = outputs
+            setattr(network, f"layer{number + 1}", stage)
+    return initialised(network, seed=seed, zero_residual=False)
+
+
+def _conv(inputs: int, outputs: int, kernel: int, *, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+def random_network(architecture: Architecture, *, seed: int) -> ResNet:
+    """The network of an architecture with a seeded random start in which every block does something at once."""
+    if architecture == "tiny":
+        return tiny(seed=seed)
+    return initialised(resnet50(seed=seed), seed=seed, zero_residual=False)
+
+
+def network_of(architecture: Architecture, state: Mapping[str, Tensor]) -> ResNet:
+    """The network of an architecture with these weights, in eval mode."""
+    network = random_network(architecture, seed=0)
+    network.load_state_dict(dict(state))
+    return network.eval()
+
+
+def feature_count(network: ResNet) -> int:
+    """How many pooled features the network gives."""
+    block = network.layer4[-1]
+    return int((block.bn3 if isinstance(block, Bottleneck) else block.bn2).num_features)
 
 
 def initialised(network: ResNet, *, seed: int, zero_residual: bool = True) -> ResNet:
-    """The network with a seeded random start."""
+    """The network with a seeded random start, in place."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -101,14 +114,20 @@ def initialised(network: ResNet, *, seed: int, zero_residual: bool = True) -> Re
         for module in network.modules():
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
+            elif isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
     return network
 
 
 def to_one_channel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a three-channel network for a grey image: the kernels of conv1 summed over the channels."""
+    """Weights of a three-channel network for a grey image: the kernels of conv1 summed over the channels, no `fc`.
+
+    Equal to feeding the grey image three times; the mean would scale by a third.
+    """
     turned = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    if turned["conv1.weight"].shape[1] == 3:
-        turned["conv1.weight"] = turned["conv1.weight"].sum(dim=1, keepdim=True)
+    kernels = turned.get("conv1.weight")
+    if kernels is not None and kernels.ndim == 4 and kernels.shape[1] == 3:
+        turned["conv1.weight"] = kernels.sum(dim=1, keepdim=True)
     return turned
 
 
@@ -138,7 +157,8 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[NDArray[np.float32], 
 class _Graph:
     """The ONNX graph as it is written down, node by node."""
 
-    def __init__(self) -> None:
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
 
@@ -150,11 +170,16 @@ class _Graph:
         self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
-    def conv(self, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, name: str, *, relu: bool) -> str:
-        weight, bias = folded(conv, norm)
+    def kernel(self, weight: NDArray[np.float32], name: str) -> str:
+        if self.storage == "float32":
+            return self.tensor(weight, f"{name}.weight")
         steps, scale = quantised(weight)
         inputs = [self.tensor(steps, f"{name}.int8"), self.tensor(scale, f"{name}.scale")]
-        kernel = self.add("DequantizeLinear", inputs, f"{name}.weight", axis=0)
+        return self.add("DequantizeLinear", inputs, f"{name}.weight", axis=0)
+
+    def conv(self, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, name: str, *, relu: bool) -> str:
+        weight, bias = folded(conv, norm)
+        kernel = self.kernel(weight, name)
         padding = [int(p) for p in conv.padding] if not isinstance(conv.padding, str) else [0, 0]
         y = self.add(
             "Conv",
@@ -167,23 +192,43 @@ class _Graph:
         return self.add("Relu", [y], f"{name}.relu") if relu else y
 
 
-def to_onnx(network: ResNet, *, size: int = 64) -> bytes:
-    """The network as ONNX bytes: input `image` (n, 1, size, size) float32, output `features` (n, features) float32."""
-    graph = _Graph()
-    x = graph.conv("image", network.conv1, network.bn1, "conv1", relu=True)
-    x = graph.add("MaxPool", [x], "maxpool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    for number, stage in enumerate(network.stages(), start=1):
-        for place, block in enumerate(stage):
-            if not isinstance(block, Bottleneck):
-                raise TypeError("a stage holds something that is no bottleneck")
-            name, shortcut = f"layer{number}.{place}", x
-            y = graph.conv(x, block.conv1, block.bn1, f"{name}.conv1", relu=True)
-            y = graph.conv(y, block.conv2, block.bn2, f"{name}.conv2", relu=True)
-            y = graph.conv(y, block.conv3, block.bn3, f"{name}.conv3", relu=False)
+def _stages(network: ResNet) -> list[Any]:
+    return [network.layer1, network.layer2, network.layer3, network.layer4]
+
+
+def _convolutions(block: nn.Module) -> list[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
+    """Name, convolution and BatchNorm of a block's way, in order."""
+    if not isinstance(block, Bottleneck | BasicBlock):
+        raise TypeError(f"a stage holds a {type(block).__name__}, and not a block of torchvision's ResNet")
+    count = 3 if isinstance(block, Bottleneck) else 2
+    return [(f"conv{n}", getattr(block, f"conv{n}"), getattr(block, f"bn{n}")) for n in range(1, count + 1)]
+
+
+def _pairs(network: ResNet) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    yield network.conv1, network.bn1
+    for stage in _stages(network):
+        for block in stage:
+            for _, conv, norm in _convolutions(block):
+                yield conv, norm
             if block.downsample is not None:
                 conv, norm = block.downsample
-                if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
-                    raise TypeError("a shortcut is a convolution and its BatchNorm")
+                yield conv, norm
+
+
+def to_onnx(network: ResNet, *, size: int = 64, storage: Storage = "int8") -> bytes:
+    """The network as ONNX bytes: input `image` (n, 1, size, size) float32, output `features` (n, features) float32."""
+    graph = _Graph(storage)
+    x = graph.conv("image", network.conv1, network.bn1, "conv1", relu=True)
+    x = graph.add("MaxPool", [x], "maxpool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    for number, stage in enumerate(_stages(network), start=1):
+        for place, block in enumerate(stage):
+            name, y = f"layer{number}.{place}", x
+            steps = _convolutions(block)
+            for step, conv, norm in steps:
+                y = graph.conv(y, conv, norm, f"{name}.{step}", relu=step != steps[-1][0])
+            shortcut = x
+            if block.downsample is not None:
+                conv, norm = block.downsample
                 shortcut = graph.conv(x, conv, norm, f"{name}.downsample", relu=False)
             x = graph.add("Relu", [graph.add("Add", [y, shortcut], f"{name}.add")], f"{name}.relu")
     pooled = graph.add("GlobalAveragePool", [x], "pooled")
@@ -193,7 +238,7 @@ def to_onnx(network: ResNet, *, size: int = 64) -> bytes:
             graph.nodes,
             "resnet",
             [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", network.conv1.in_channels, size, size])],
-            [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", network.features])],
+            [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", feature_count(network)])],
             graph.tensors,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -205,22 +250,48 @@ def to_onnx(network: ResNet, *, size: int = 64) -> bytes:
 
 
 def with_stored_weights(network: ResNet) -> ResNet:
-    """The network as `to_onnx` stores it: folded, its weights rounded to int8; BatchNorm does nothing. In place."""
-    pairs = [(network.conv1, network.bn1)]
-    for stage in network.stages():
-        for block in stage:
-            if not isinstance(block, Bottleneck):
-                raise TypeError("a stage holds something that is no bottleneck")
-            pairs += [(block.conv1, block.bn1), (block.conv2, block.bn2), (block.conv3, block.bn3)]
-            if block.downsample is not None:
-                conv, norm = block.downsample
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    pairs.append((conv, norm))
+    """A copy of the network as `to_onnx` stores it in int8: folded, its weights rounded; BatchNorm does nothing."""
+    stored = copy.deepcopy(network)
     with torch.no_grad():
-        for conv, norm in pairs:
+        for conv, norm in _pairs(stored):
             weight, bias = folded(conv, norm)
             conv.weight.copy_(torch.from_numpy(dequantised(*quantised(weight))))
             norm.weight.copy_(torch.full_like(norm.weight, float(np.sqrt(1 + norm.eps))))
             norm.bias.copy_(torch.from_numpy(bias))
             norm.reset_running_stats()
-    return network.eval()
+    return stored.eval()
+
+
+def exported(
+    network: ResNet, *, size: int = 64, storage: Storage = "float32", pictures: NDArray[np.float32] | None = None
+) -> tuple[bytes, float]:
+    """ONNX bytes, and the largest difference of onnxruntime's features from torch's, as a share of the largest feature.
+
+    `pictures` (n, size, size): what is compared on; none: a few random ones. With int8 storage torch computes with the
+    weights that the file holds. ValueError where the difference is above PARITY or no number.
+    """
+    still = copy.deepcopy(network).cpu().float().eval()
+    onnx_bytes = to_onnx(still, size=size, storage=storage)
+    if pictures is None:
+        rng = np.random.default_rng(_PARITY_SEED)
+        pictures = rng.standard_normal((_PARITY_PICTURES, size, size)).astype(np.float32)
+    with torch.no_grad():
+        expected = (with_stored_weights(still) if storage == "int8" else still)(torch.from_numpy(pictures)[:, None])
+    difference = parity(onnx_bytes, pictures, expected.numpy())
+    if not difference <= PARITY:
+        raise ValueError(
+            f"the exported network differs from torch's by {difference:.1e} of the largest feature (limit {PARITY:g})"
+        )
+    return onnx_bytes, difference
+
+
+def parity(onnx_bytes: bytes, pictures: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Largest difference of onnxruntime's features (n, features) from those expected, as a share of the largest."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # as the deep extractor runs it
+    session = onnxruntime.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
+    got = np.concatenate([session.run(["features"], {"image": picture[None, None]})[0] for picture in pictures])
+    if got.shape != expected.shape:
+        raise ValueError(f"the exported network gives {got.shape[1]} features, and torch's {expected.shape[1]}")
+    return float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-30))

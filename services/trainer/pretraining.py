@@ -1,4 +1,4 @@
-"""Pre-training of the demonstration backbone on phantom slabs of a seed of their own.
+"""Pre-training of a backbone on phantom slabs of a seed of their own.
 
 The targets are the presence of each sign, the deformity and the height loss, never acute or chronic; and the slabs
 are drawn at κ = 0, where both classes have the same signs, so no class can be read from them. Signs go with the
@@ -6,13 +6,18 @@ classes all the same, which the model card says: this backbone knows beforehand 
 
 Slabs are a few sagittal slices wide, which makes them cheap; they go through the same crop and the same picture as
 every case. Checkpoints are safetensors and JSON, written aside and renamed, so that training goes on where it stood.
+
+`python -m services.trainer.pretraining --out weights.safetensors --work FOLDER` writes a file of weights for
+`network.weights`; its header says that it is phantom pre-training, and how it was made.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,18 +31,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from services.trainer.cohort_extraction import GENERATOR_VERSION
-from services.trainer.network import ResNet
+from services.trainer.network import Architecture, feature_count, resnet50, tiny
 from services.trainer.phantoms.cohort import DEFORMITY, SIGNS, draw_patient
 from services.trainer.phantoms.rendering import LABELS, render
+from services.trainer.torch_device import Device, device_words, repeatable, torch_device
+from services.trainer.torchvision_models import ResNet
+from services.trainer.weights import PHANTOM_PRETRAINING, Start, read_weights, write_weights
 from shared.fracture.crop import crop_vertebra
 from shared.fracture.ids import digest
 from shared.fracture.protocol import preset_box, preset_crop
 from shared.fracture.sagittal import sagittal_image
 from shared.fracture.volume import Mask
+from shared.pipeline.errors import FractureSweepError
 
 TARGETS: Final[tuple[str, ...]] = (*SIGNS, *DEFORMITY, "height_loss")
 """What the network learns to see: each sign (0 or 1), each deformity (0 or 1), and the height loss in SDs."""
 
+SEED: Final = 77001
+"""Of the command's slabs; no cohort of ours has it."""
 SLAB_HALF_WIDTH_MM: Final = 5.0
 _SHIFT_PIXELS: Final = 3
 
@@ -56,6 +67,7 @@ class PretrainingSpec:
     weight_decay: float = 0.02
     warm_up: int = 40
     size: int = 64
+    architecture: Architecture = "resnet50"
 
     @property
     def key(self) -> str:
@@ -138,7 +150,7 @@ class SignHead(nn.Module):
     def __init__(self, backbone: ResNet, *, seed: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.fc = nn.Linear(backbone.features, len(TARGETS))
+        self.fc = nn.Linear(feature_count(backbone), len(TARGETS))
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.fc.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.fc.bias)
@@ -164,12 +176,32 @@ def pretrain(
     work: Path,
     checkpoint_every: int = 50,
     report: Callable[[int, float], None] | None = None,
+    device: Device = "auto",
 ) -> list[float]:
-    """Train the backbone in place for `spec.steps` steps; the loss of each step.
+    """Train the backbone in place for `spec.steps` steps, with as many threads as torch has; the loss of each step.
 
     A checkpoint of the same spec in the work folder is gone on from. `report(step, loss)` is called after each step.
+    The backbone comes back on the CPU, in eval mode.
     """
-    model = SignHead(backbone, seed=spec.seed)
+    with repeatable(threads=torch.get_num_threads()):
+        return _pretrain(
+            backbone, pictures, targets, spec,
+            work=work, checkpoint_every=checkpoint_every, report=report, device=torch_device(device),
+        )  # fmt: skip
+
+
+def _pretrain(
+    backbone: ResNet,
+    pictures: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    spec: PretrainingSpec,
+    *,
+    work: Path,
+    checkpoint_every: int,
+    report: Callable[[int, float], None] | None,
+    device: torch.device,
+) -> list[float]:
+    model = SignHead(backbone, seed=spec.seed).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
     folder = work / f"pretraining-{spec.key[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +212,7 @@ def pretrain(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, spec)
         optimiser.zero_grad(set_to_none=True)
-        value = loss(model(shown), wanted)
+        value = loss(model(shown.to(device)), wanted.to(device))
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimiser.step()
@@ -189,7 +221,7 @@ def pretrain(
             _checkpoint(folder, model, optimiser, history)
         if report is not None:
             report(step + 1, history[-1])
-    model.eval()
+    model.cpu().eval()
     return history
 
 
@@ -213,5 +245,103 @@ def _resume(folder: Path, model: SignHead, optimiser: torch.optim.AdamW) -> list
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     for number, parameter in enumerate(model.parameters()):
         prefix = f"optimiser.{number}."
-        optimiser.state[parameter] = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        # AdamW counts its steps on the CPU, wherever the parameter lies
+        optimiser.state[parameter] = {n: t if n == "step" else t.to(parameter.device) for n, t in state.items()}
     return [float(value) for value in tensors["history"]]
+
+
+def fresh_backbone(spec: PretrainingSpec) -> ResNet:
+    """The random start of a spec's pre-training."""
+    return tiny(seed=spec.seed) if spec.architecture == "tiny" else resnet50(seed=spec.seed)
+
+
+def pretrained_weights(
+    spec: PretrainingSpec,
+    *,
+    out: Path,
+    work: Path,
+    processes: int = 1,
+    device: Device = "auto",
+    progress: Callable[[str], Progress] | None = None,
+) -> Start:
+    """Pre-train a backbone on phantom slabs and write its weights to `out` (.safetensors); what a run starts from then.
+
+    `progress` makes the line of a stage by its name. The same spec, device and number of threads give the same bytes.
+    """
+    pictures, targets = slabs(
+        spec, work=work, processes=processes, progress=None if progress is None else progress("phantom slabs")
+    )
+    backbone = fresh_backbone(spec)
+    tell = None if progress is None else progress("pre-training, steps")
+    history = pretrain(
+        backbone,
+        pictures,
+        targets,
+        spec,
+        work=work,
+        device=device,
+        report=None if tell is None else lambda step, _: tell(step, spec.steps),
+    )
+    about = {
+        "spec": asdict(spec),
+        "generator": GENERATOR_VERSION,
+        "targets": list(TARGETS),
+        "loss": history[-1],
+        "torch": str(torch.__version__),
+        "device": device_words(torch_device(device)),
+    }
+    write_weights(out, backbone.state_dict(), source=PHANTOM_PRETRAINING, about=about)
+    return read_weights(out, architecture=spec.architecture)
+
+
+def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m services.trainer.pretraining",
+        description="Pre-train a network on phantom slabs: weights for network.weights (no clinical meaning).",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--work", type=Path, required=True, help="folder for slabs and checkpoints; used to go on")
+    parser.add_argument("--pictures", type=int, default=2500, help="phantom slabs (default 2500)")
+    parser.add_argument("--steps", type=int, default=700, help="steps of one batch (default 700)")
+    parser.add_argument("--batch", type=int, default=32, help="pictures a step (default 32)")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of slabs and random start (default {SEED})")
+    parser.add_argument("--architecture", choices=("resnet50", "tiny"), default="resnet50")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is")
+    parser.add_argument("--processes", type=int, default=2, help="processes for the slabs (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; part of what repeats bit for bit")
+    return parser.parse_args(given)
+
+
+def _line(stage: str) -> Progress:
+    def tell(done: int, all_: int) -> None:
+        if done == all_ or done % 20 == 0:
+            print(f"{stage}: {done} of {all_}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """The command line."""
+    asked = _arguments(given)
+    spec = PretrainingSpec(
+        pictures=asked.pictures,
+        steps=asked.steps,
+        seed=asked.seed,
+        batch=asked.batch,
+        architecture=asked.architecture,
+    )
+    torch.set_num_threads(asked.threads)
+    try:
+        start = pretrained_weights(
+            spec, out=asked.out, work=asked.work, processes=asked.processes, device=asked.device, progress=_line
+        )
+    except FractureSweepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(start.words)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

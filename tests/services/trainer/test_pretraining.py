@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from services.trainer.network import ResNet, initialised
-from services.trainer.pretraining import TARGETS, PretrainingSpec, pretrain, slab, slabs
+from services.trainer.network import tiny
+from services.trainer.pretraining import TARGETS, PretrainingSpec, main, pretrain, pretrained_weights, slab, slabs
+from services.trainer.torchvision_models import ResNet
+from services.trainer.weights import read_weights
 
 pytestmark = pytest.mark.trainer
 
 
 def _network() -> ResNet:
-    return initialised(ResNet(blocks=(1, 1, 1, 1), width=4), seed=1)
+    return tiny(seed=1, width=4)
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +61,25 @@ def test_training_that_was_interrupted_ends_where_an_unbroken_one_ends(tmp_path:
     assert len(history) == 6
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_the_weights_file_says_that_it_is_phantom_pretraining_and_repeats_byte_for_byte(tmp_path: Path) -> None:
+    spec = PretrainingSpec(pictures=4, steps=2, seed=9, batch=2, warm_up=1, architecture="tiny")
+
+    first = pretrained_weights(spec, out=tmp_path / "a.safetensors", work=tmp_path / "a", device="cpu")
+    second = pretrained_weights(spec, out=tmp_path / "b.safetensors", work=tmp_path / "b", device="cpu")
+
+    assert first.words == f"phantom pre-training: a.safetensors, SHA-256 {first.sha256}"
+    assert first.sha256 == second.sha256
+    start = tiny(seed=9).state_dict()
+    assert not torch.equal(first.state["conv1.weight"], start["conv1.weight"])
+
+
+def test_the_command_writes_weights_that_fit_the_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "weights.safetensors"
+    asked = ["--pictures", "4", "--steps", "1", "--batch", "2", "--architecture", "tiny", "--device", "cpu"]
+
+    code = main(["--out", str(out), "--work", str(tmp_path), "--processes", "1", *asked])
+
+    assert code == 0
+    assert capsys.readouterr().out.strip() == read_weights(out, architecture="tiny").words
