@@ -56,8 +56,8 @@ _PHANTOM_USE = """To show and test the pipeline: installation, throughput, repor
 triage, research on patients, or as a starting point for a clinical model. A site or a research group trains its own
 bundle."""
 _SITE = """**For research use only. It is no medical device.** What it says of a case is no diagnosis."""
-_SITE_USE = """To score fractured vertebrae of CT like those that it was trained on, in research. Before any other use it
-has to be validated on the site's own patients (`fracture-sweep evaluate`)."""
+_SITE_USE = """To score fractured vertebrae of CT like those that it was trained on, in research. Before any other use
+it has to be validated on the site's own patients (`fracture-sweep evaluate`)."""
 
 
 def model_card(metrics: Mapping[str, Any], *, name: str, kind: BundleKind, notes: str = "") -> str:
@@ -67,10 +67,10 @@ def model_card(metrics: Mapping[str, Any], *, name: str, kind: BundleKind, notes
     chosen, selected = metrics["classifiers"], metrics["selected"]
     mode = {
         "frozen": "It was not fitted on the labels; its features were standardised and projected (PCA).",
-        "crossfit": "It was fine-tuned on the labels. In training the one number that went on was its logit of patients "
-        "that it never saw.",
-        "in_sample": "It was fine-tuned on the labels, and its features of the very same rows went on: the out-of-fold "
-        "numbers below are optimistic.",
+        "crossfit": "It was fine-tuned on the labels. In training the one number that went on was the logit of patients "
+        "that a network never saw.",
+        "in_sample": "It was fine-tuned on the labels, and its features of the very same rows went on: the numbers "
+        "below, the out-of-fold ones too, are optimistic.",
     }[network["mode"]]
     lines = "\n".join(
         f"- {label}: {selected[branch]} features, {chosen[branch]['classifier']} "

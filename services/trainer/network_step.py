@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from services.trainer.cohort_table import CohortTable
 from services.trainer.fine_tuning import crossfit, fit_network
-from services.trainer.models import LogitHead, Matrix
+from services.trainer.models import LogitHead
 from services.trainer.network import exported, network_of
-from services.trainer.results import NetworkRun
+from services.trainer.results import Epoch, NetworkRun
+from services.trainer.selection import Matrix
 from services.trainer.settings import NetworkSettings
 from services.trainer.weights import Start
 
@@ -42,9 +43,11 @@ def network_step(
     work: Path,
     progress: Progress | None = None,
 ) -> NetworkStep:
-    """Fit the network on training rows as its mode says, and export it. FractureSweepError where it cannot be fitted."""
-    head, logit = None, None
-    device, epochs, worst = "none (not fitted)", (), 0.0
+    """Fit the network on training rows as its mode says, and export it; FractureSweepError where it cannot be."""
+    head: LogitHead | None = None
+    logit: Matrix | None = None
+    device, worst = "none (not fitted)", 0.0
+    epochs: tuple[Epoch, ...] = ()
     state = start.state
     if settings.mode == "in_sample":
         fitted = fit_network(

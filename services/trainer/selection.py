@@ -159,10 +159,10 @@ _Splits = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
 
 def _gaussian(z: Matrix, acute: Labels, splits: _Splits, alphas: Matrix) -> tuple[Matrix, _Fitted]:
     target = acute.astype(np.float64)
-    model = LassoCV(alphas=alphas, cv=splits, max_iter=20_000, tol=1e-3, precompute=True).fit(z, target)
+    model = LassoCV(alphas=alphas, cv=splits, max_iter=20_000, tol=1e-4, precompute=True).fit(z, target)
 
     def at(place: int) -> tuple[Matrix, float]:
-        one = Lasso(alpha=alphas[place], max_iter=50_000, tol=1e-6).fit(z, target)
+        one = Lasso(alpha=alphas[place], max_iter=50_000, tol=1e-7).fit(z, target)
         return np.asarray(one.coef_), float(one.intercept_)
 
     return np.asarray(model.mse_path_), at
@@ -303,7 +303,7 @@ def recorded(
     fit = selected.lasso
     in_order = np.asfortranarray(columns_in(z, selected.into_lasso, fit.names))
     if settings.lasso == "gaussian":
-        path = lasso_path(in_order, acute - acute.mean(), alphas=fit.alphas, tol=1e-3, max_iter=20_000)[1].T
+        path = lasso_path(in_order, acute - acute.mean(), alphas=fit.alphas, tol=1e-6, max_iter=50_000)[1].T
     else:
         path = np.array([_at_alpha(in_order, acute, float(one)).coef_[0] for one in fit.alphas])
     alpha = float(fit.alphas[fit.chosen])

@@ -199,16 +199,12 @@ def train(
         branch: onnx_difference(four.classifiers[branch], classifiers[branch], z[branch], four.platt[branch])
         for branch in BRANCHES
     }
-    conformal = fit_conformal(
-        four.out_of_fold["fusion"], training.acute, alpha=settings.classifiers.conformal_alpha
-    )
+    conformal = fit_conformal(four.out_of_fold["fusion"], training.acute, alpha=settings.classifiers.conformal_alpha)
     models = _models(four, conformal=conformal)
     metrics = _metrics(training, four, settings, kept, step.run, selections, phantom=cohort.phantom)
     ready = runnable(models, classifiers)
     golden_rows = range(min(GOLDEN_CASES, len(training)))
-    vectors = tuple(
-        _golden(models, four, training, dtl[~test], row, classifiers=ready) for row in golden_rows
-    )
+    vectors = tuple(_golden(models, four, training, dtl[~test], row, classifiers=ready) for row in golden_rows)
     image = training.images[0]
     bundle = write_bundle(
         out / "bundle",
@@ -379,7 +375,9 @@ def _training(training: CohortTable, settings: TrainingSettings, run: NetworkRun
     return Training(
         counts=_counts(training),
         seeds={"all": settings.seed},
-        fingerprint=digest(sorted([case, int(acute)] for case, acute in zip(training.case_id, training.acute, strict=True))),
+        fingerprint=digest(
+            sorted([case, int(acute)] for case, acute in zip(training.case_id, training.acute, strict=True))
+        ),
         dtl_mode=run.mode,
         kernels=tuple(sorted({kernel for kernel in training.kernel if kernel})),
         kvp=tuple(float(value) for value in np.unique(training.kvp[np.isfinite(training.kvp)])),
