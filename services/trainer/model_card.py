@@ -67,8 +67,8 @@ def model_card(metrics: Mapping[str, Any], *, name: str, kind: BundleKind, notes
     chosen, selected = metrics["classifiers"], metrics["selected"]
     mode = {
         "frozen": "It was not fitted on the labels; its features were standardised and projected (PCA).",
-        "crossfit": "It was fine-tuned on the labels. In training the one number that went on was the logit of patients "
-        "that a network never saw.",
+        "crossfit": "It was fine-tuned on the labels. In training the one number that went on was the logit of "
+        "patients that a network never saw.",
         "in_sample": "It was fine-tuned on the labels, and its features of the very same rows went on: the numbers "
         "below, the out-of-fold ones too, are optimistic.",
     }[network["mode"]]
