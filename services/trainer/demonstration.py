@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,7 @@ from services.trainer.phantoms.cohort import KERNEL_NAME
 from services.trainer.pretraining import TARGETS, PretrainingSpec, pretrain, slabs
 from services.trainer.selection import varying
 from services.trainer.split import held_out
-from services.trainer.statistics import auc_delong, confusion, delong_test, youden_threshold
+from services.trainer.statistics import auc_delong, confusion, delong_test, performance, youden_threshold
 from shared.fracture.bundle import Bundle, Golden, Models, Training
 from shared.fracture.ids import digest
 from shared.fracture.nomogram import NomogramModel, Sex, read_points
@@ -303,6 +303,7 @@ def _metrics(
     inside, outside = cohort.acute[~test], cohort.acute[test]
     called = fit.test.fusion_probability >= threshold
     counts = confusion(outside, called)
+    at_threshold = performance(counts)
     lines = {}
     for name, acute, scores, random_scores, rows in (
         ("out_of_fold", inside, fit.training, random_fit.training, ~test),
@@ -346,10 +347,10 @@ def _metrics(
         "fusion_against_hcr": {"difference": round(paired.difference, 6), "p": round(paired.p, 6)},
         "threshold": threshold,
         "at_threshold": {
-            **counts,
-            "accuracy": round((counts["tp"] + counts["tn"]) / len(outside), 6),
-            "sensitivity": round(counts["tp"] / (counts["tp"] + counts["fn"]), 6),
-            "specificity": round(counts["tn"] / (counts["tn"] + counts["fp"]), 6),
+            **asdict(counts),
+            "accuracy": round(at_threshold.accuracy.value, 6),
+            "sensitivity": round(at_threshold.sensitivity.value, 6),
+            "specificity": round(at_threshold.specificity.value, 6),
         },
         "pyradiomics": pyradiomics,
         "compute": {
