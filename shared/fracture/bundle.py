@@ -740,8 +740,8 @@ def _is_standard(domain: str) -> bool:
 def _walk(message: Any) -> Iterator[Any]:
     """A protobuf message and every message below it."""
     yield message
-    for field, value in message.ListFields():
-        if field.type == field.TYPE_MESSAGE:
+    for descriptor, value in message.ListFields():
+        if descriptor.type == descriptor.TYPE_MESSAGE:
             for below in value if isinstance(value, list) or hasattr(value, "append") else [value]:
                 yield from _walk(below)
 

@@ -184,9 +184,7 @@ def _nomogram(
     return None, f"the patient's {missing} {'are' if missing == 'age and sex' else 'is'} not known"
 
 
-def _flags(
-    bundle: Bundle, *, outside: int, selected: int, age: int | None, indeterminate: bool
-) -> tuple[str, ...]:
+def _flags(bundle: Bundle, *, outside: int, selected: int, age: int | None, indeterminate: bool) -> tuple[str, ...]:
     flags = [RESEARCH_FLAG]
     if bundle.manifest.kind == "DEMO":
         flags.append(DEMO_FLAG)
