@@ -29,13 +29,14 @@ OUTSIDE_CODE: Final = "outside-training-range"
 
 
 def build(*, store: Store, bundle: Bundle, settings: FusionClassifierSettings | None = None) -> Service:
-    """The fusion classifier over a store and a bundle."""
+    """The fusion classifier over a store and a bundle; BundleError where the bundle's classifiers cannot be run."""
     chosen = settings or FusionClassifierSettings()
+    ready = bundle.running()
 
     def features_extracted(fact: BaseModel) -> Iterable[BaseModel]:
         if not isinstance(fact, FeaturesExtracted):
             raise TypeError(f"the fusion classifier handles FeaturesExtracted, not {type(fact).__name__}")
-        return classify(fact, store=store, bundle=bundle, settings=chosen)
+        return classify(fact, store=store, bundle=ready, settings=chosen)
 
     return Service(
         name=FUSION_CLASSIFIER,
@@ -79,7 +80,8 @@ def classify(
         series_id=fact.series_id,
         level=case.level,
         protocols=asked,
-        classification=result.model_dump(mode="json"),
+        # what this bundle does not have is not written, so that an older report-generator reads the rest
+        classification=result.model_dump(mode="json", exclude_defaults=True),
         warnings=(*case.warnings, *acquisition_warnings(bundle, case.acquisition), *_strange(result, settings)),
     )
     write_record(store, keys.outcome("classified", asked.scope, fact.case_id), record)

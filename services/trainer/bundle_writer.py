@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from pydantic import JsonValue
 from shared.fracture.bundle import (
     MANIFEST,
     NETWORK,
+    Branch,
     Bundle,
     BundleKind,
     Distribution,
@@ -35,6 +36,7 @@ from shared.fracture.bundle import (
     manifest_bytes,
     model_bytes,
 )
+from shared.fracture.classifiers import OnnxScore, ScoreOf
 from shared.fracture.ids import digest, sha256_hex
 from shared.fracture.nomogram import NomogramModel, Sex, read_points
 from shared.fracture.protocol import CropProtocol, DtlProtocol, HcrProtocol, Preset, preset_box
@@ -42,7 +44,10 @@ from shared.fracture.protocol import CropProtocol, DtlProtocol, HcrProtocol, Pre
 
 @dataclass(frozen=True, kw_only=True)
 class FittedBundle:
-    """All that a bundle is written from; `network` are the ONNX bytes, `parameters` the pyradiomics file's text."""
+    """All that a bundle is written from; `network` are the ONNX bytes, `parameters` the pyradiomics file's text.
+
+    `classifiers`: the ONNX bytes of those that `models` names, by branch.
+    """
 
     kind: BundleKind
     name: str
@@ -63,6 +68,7 @@ class FittedBundle:
     metrics: Mapping[str, JsonValue]
     model_card: str
     image_size: int = 64
+    classifiers: Mapping[Branch, bytes] = field(default_factory=dict)
 
     @property
     def hcr(self) -> HcrProtocol:
@@ -87,6 +93,18 @@ class FittedBundle:
         )
 
 
+def classifier_file(branch: Branch) -> str:
+    """The name under which a branch's classifier lies in the bundle."""
+    return f"classifier-{branch}.onnx"
+
+
+def runnable(models: Models, classifiers: Mapping[Branch, bytes]) -> dict[Branch, ScoreOf]:
+    """The ONNX classifiers of models as a service runs them."""
+    return {
+        branch: OnnxScore(data, width=len(models.branch(branch).inputs)).score for branch, data in classifiers.items()
+    }
+
+
 def write_bundle(folder: Path, fitted: FittedBundle) -> Bundle:
     """Write the bundle (replacing a folder that is there) and load it as a service would; BundleError if it cannot."""
     files = {
@@ -101,6 +119,7 @@ def write_bundle(folder: Path, fitted: FittedBundle) -> Bundle:
         "pyradiomics.yaml": fitted.parameters.encode(),
         "hcr_features.txt": hcr_features_bytes(fitted.hcr_names),
         "MODEL_CARD.md": fitted.model_card.encode(),
+        **{classifier_file(branch): data for branch, data in fitted.classifiers.items()},
     }
     manifest = Manifest.seal(
         kind=fitted.kind,
@@ -120,11 +139,11 @@ def write_bundle(folder: Path, fitted: FittedBundle) -> Bundle:
     aside.mkdir(parents=True)
     for name, data in {**files, MANIFEST: manifest_bytes(manifest)}.items():
         (aside / name).write_bytes(data)
-    load_bundle(aside)
+    load_bundle(aside, run_classifiers=True)
     if folder.exists():
         shutil.rmtree(folder)
     aside.rename(folder)
-    return load_bundle(folder)
+    return load_bundle(folder, run_classifiers=True)
 
 
 def golden_vector(
@@ -136,10 +155,11 @@ def golden_vector(
     dtl: NDArray[np.float64],
     age: int,
     sex: Sex,
+    classifiers: Mapping[Branch, ScoreOf] | None = None,
 ) -> GoldenVector:
-    """One case with the probabilities that the models give for it."""
+    """One case with the scores and probabilities that the models give for it (`classifiers` of `runnable`)."""
     values = {name: float(value) for name, value in zip(hcr_names, hcr, strict=True)}
-    got = evaluate(models, hcr=values, dtl=dtl)
+    got = evaluate(models, hcr=values, dtl=dtl, classifiers=classifiers)
     return GoldenVector(
         hcr=tuple(float(value) for value in hcr),
         dtl=tuple(float(value) for value in dtl),
@@ -149,6 +169,9 @@ def golden_vector(
         dtl_probability=got.dtl_probability,
         fusion_probability=got.fusion_probability,
         nomogram_probability=read_points(nomogram, age=age, sex=sex, score=got.fusion_score).probability,
+        hcr_score=got.hcr_score,
+        dtl_score=got.dtl_score,
+        fusion_score=got.fusion_score,
     )
 
 

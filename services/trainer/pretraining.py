@@ -30,9 +30,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from services.trainer.cohort_extraction import GENERATOR_VERSION
 from services.trainer.network import Architecture, feature_count, resnet50, tiny
-from services.trainer.phantoms.cohort import DEFORMITY, SIGNS, draw_patient
+from services.trainer.phantoms.cohort import DEFORMITY, GENERATOR_VERSION, SIGNS, draw_patient
 from services.trainer.phantoms.rendering import LABELS, render
 from services.trainer.torch_device import Device, device_words, repeatable, torch_device
 from services.trainer.torchvision_models import ResNet

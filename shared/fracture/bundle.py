@@ -2,14 +2,17 @@
 
 What the trainer writes, these models define; what a service loads, `load_bundle` has verified: every file's SHA-256
 and size, nothing missing, nothing unlisted, nothing outside the folder, no external ONNX data, no custom operator, and
-golden vectors that give the expected probabilities. There is no pickle.
+golden vectors that give the expected scores and probabilities. There is no pickle.
 
 Text and JSON files:  models.json (`Models`), nomogram.json (`NomogramModel`), distribution.json (`Distribution`),
 golden.json (`Golden`), metrics.json (any JSON object), pyradiomics.yaml (the parameter file, byte for byte),
 hcr_features.txt (each name and a line feed), MODEL_CARD.md. The network: network.onnx, input (n, 1, size, size)
 float32, first output (n, features) float32. All numbers of linear steps are float64 and written by `repr`.
 
-Later kinds of classifier (ONNX, conformal thresholds) come as new fields under a new `schema_version`.
+Schema 2 adds, beside the linear score that stays: classifiers as ONNX (classifier-hcr.onnx, …; see `OnnxClassifier`),
+what the linear score is, an offset of PCA components, conformal limits, a threshold for each model, and golden scores.
+Schema 1 is read as before. Only whoever computes probabilities runs the classifiers (`Bundle.running`), and needs
+onnxruntime for it; the linear steps are checked by every loader.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
@@ -27,12 +30,14 @@ import onnx
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from shared.fracture.classifiers import ClassifierUnusable, OnnxScore, ScoreOf
 from shared.fracture.features import FeatureVector
 from shared.fracture.ids import canonical_json, digest, sha256_hex
 from shared.fracture.nomogram import NomogramModel, read_points, sigmoid
 from shared.fracture.protocol import CropProtocol, DtlProtocol, HcrProtocol, Preset, Protocols
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+SCHEMAS_READ: Final = (1, 2)
 MANIFEST: Final = "manifest.json"
 NETWORK: Final = "network.onnx"
 REQUIRED_FILES: Final = (
@@ -48,10 +53,16 @@ REQUIRED_FILES: Final = (
 )
 MAX_FILE_BYTES: Final = 512 * 1024 * 1024
 GOLDEN_TOLERANCE: Final = 1e-9
-"""Largest difference of a golden probability: float64 arithmetic in another order, nothing more."""
+"""Largest difference of a golden score or probability: float64 arithmetic in another order, nothing more."""
+CLASSIFIER_TOLERANCE: Final = 1e-6
+"""The same where a classifier answers in float32 through onnxruntime."""
 
 BundleKind = Literal["DEMO", "RESEARCH", "SITE"]
 ClassName = Literal["chronic", "acute"]
+Branch = Literal["hcr", "dtl", "fusion"]
+BRANCHES: Final[tuple[Branch, ...]] = ("hcr", "dtl", "fusion")
+ClassifierKind = Literal["svm", "knn", "decision-tree", "random-forest", "extra-trees", "xgboost", "lightgbm"]
+ScoreKind = Literal["logistic", "lasso"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 
 
@@ -97,7 +108,7 @@ class Manifest(_Frozen):
     is called acute, frozen in training. `class_order`: probability 1 belongs to the last.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     bundle_id: str
     kind: BundleKind
     name: str
@@ -183,11 +194,12 @@ def hcr_features_bytes(names: tuple[str, ...]) -> bytes:
 
 
 class Pca(_Frozen):
-    """Standardise and project: component k = Σ_j components[k][j] · (x_j - mean_j) / sd_j.
+    """Standardise and project: component k = Σ_j components[k][j] · (x_j - mean_j) / sd_j + offset[k].
 
     Fitted on training rows only. x: the DTL features in the order of `inputs` (all that the network gives). A column
     that is constant in training has sd 1. `components` holds only the rows that a model uses, named in `names`
-    ("pca_000" is the component of largest variance). There is no further centring.
+    ("pca_000" is the component of largest variance). There is no further centring; `offset` () stands for zeros. The
+    logit w·x + b of a fine-tuned network is one component with an offset, named "dtl_logit".
     """
 
     inputs: tuple[str, ...]
@@ -195,6 +207,7 @@ class Pca(_Frozen):
     sd: tuple[float, ...]
     names: tuple[str, ...]
     components: tuple[tuple[float, ...], ...]
+    offset: tuple[float, ...] = ()
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
@@ -203,6 +216,8 @@ class Pca(_Frozen):
             raise ValueError("pca: each component needs a name of its own")
         if any(len(row) != len(self.inputs) for row in self.components):
             raise ValueError("pca: a component has another length than the inputs")
+        if self.offset and len(self.offset) != len(self.names):
+            raise ValueError(f"pca: {len(self.offset)} offsets do not fit {len(self.names)} components")
         return self
 
     @cached_property
@@ -216,6 +231,8 @@ class Pca(_Frozen):
         standardised = (np.asarray(dtl, dtype=np.float64) - mean) / sd
         # a sum along the row, not BLAS: the same bits whatever the number of threads
         projected = (rows * standardised).sum(axis=1)
+        if self.offset:
+            projected = projected + np.array(self.offset, dtype=np.float64)
         return {name: float(value) for name, value in zip(self.names, projected, strict=True)}
 
 
@@ -225,12 +242,30 @@ class Platt(_Frozen):
     a: float
     b: float
 
+    def probability(self, score: float) -> float:
+        """P(acute) of a score."""
+        return sigmoid(self.a * score + self.b)
+
+
+class OnnxClassifier(_Frozen):
+    """A classifier beside the linear score, as ONNX: P(acute) = platt(score).
+
+    `file`: input `z` float32 (n, k), standardised in float64 first, in the order of the model's inputs; output `score`
+    float32 (n, 1), a decision value, a margin or P(acute) before calibration.
+    """
+
+    kind: ClassifierKind
+    file: FileName
+    platt: Platt
+
 
 class LinearModel(_Frozen):
     """One linear classifier: z = (x - mean) / sd, score (rad-score) = intercept + Σ coef·z, P(acute) = sigmoid(score).
 
     `inputs`: the names of the selected features, HCR names or PCA component names; mean and sd over training rows.
-    With `platt`, P(acute) = sigmoid(a·score + b).
+    With `platt`, P(acute) = sigmoid(a·score + b). With a `classifier` the probability is the classifier's, on the same
+    z, and the linear score feeds the nomogram alone. `score_kind` lasso: the score is the LASSO's on classes 0 and 1,
+    not in log odds, and a probability needs `platt` or a classifier.
     """
 
     kind: Literal["linear"] = "linear"
@@ -240,6 +275,14 @@ class LinearModel(_Frozen):
     coef: tuple[float, ...]
     intercept: float
     platt: Platt | None = None
+    score_kind: ScoreKind = "logistic"
+    classifier: OnnxClassifier | None = None
+
+    @model_validator(mode="after")
+    def _score_has_a_probability(self) -> Self:
+        if self.score_kind == "lasso" and self.platt is None and self.classifier is None:
+            raise ValueError("model: a LASSO's score is no log odds; it needs platt or a classifier")
+        return self
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
@@ -263,17 +306,66 @@ class LinearModel(_Frozen):
         return float(self.intercept + sum(self.contributions(values).values()))
 
     def probability(self, score: float) -> float:
-        """P(acute) of a linear score."""
-        return sigmoid(score if self.platt is None else self.platt.a * score + self.platt.b)
+        """P(acute) of a linear score, where no classifier stands beside it."""
+        return sigmoid(score) if self.platt is None else self.platt.probability(score)
+
+
+class Thresholds(_Frozen):
+    """Probabilities from which on each model calls a case acute, frozen on out-of-fold training scores."""
+
+    hcr: Annotated[float, Field(gt=0, lt=1)]
+    dtl: Annotated[float, Field(gt=0, lt=1)]
+    fusion: Annotated[float, Field(gt=0, lt=1)]
+    nomogram: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Conformal(_Frozen):
+    """Split-conformal prediction sets, class by class (Mondrian), on the fusion probability.
+
+    `chronic` and `acute`: the largest nonconformity 1 - P(class) that is still accepted of that class; with them a new
+    case's true class is in the set with a probability of at least 1 - `alpha`, whichever class it is, where cases are
+    exchangeable. Source: Vovk, Gammerman and Shafer 2005, chapter 4.5.
+    """
+
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    chronic: Annotated[float, Field(ge=0, le=1)]
+    acute: Annotated[float, Field(ge=0, le=1)]
+
+    def prediction_set(self, probability: float) -> tuple[ClassName, ...]:
+        """The classes that are not ruled out at this P(acute), in class order: none, one or both."""
+        nonconformity = nonconformities(probability)
+        accepted: dict[ClassName, float] = {"chronic": self.chronic, "acute": self.acute}
+        return tuple(name for name, limit in accepted.items() if nonconformity[name] <= limit)
+
+
+def nonconformities(probability: float) -> dict[ClassName, float]:
+    """1 - P(class) of each class at a P(acute)."""
+    return {"chronic": probability, "acute": 1.0 - probability}
 
 
 class Models(_Frozen):
-    """models.json: the three classifiers; `hcr` reads HCR names, `dtl` component names, `fusion` both."""
+    """models.json: the three models; `hcr` reads HCR names, `dtl` component names, `fusion` both."""
 
     pca: Pca
     hcr: LinearModel
     dtl: LinearModel
     fusion: LinearModel
+    thresholds: Thresholds | None = None
+    conformal: Conformal | None = None
+
+    def branch(self, name: Branch) -> LinearModel:
+        """One of the three by its name."""
+        return {"hcr": self.hcr, "dtl": self.dtl, "fusion": self.fusion}[name]
+
+    @property
+    def classifiers(self) -> dict[Branch, OnnxClassifier]:
+        """The ONNX classifiers that there are."""
+        found: dict[Branch, OnnxClassifier] = {}
+        for name in BRANCHES:
+            classifier = self.branch(name).classifier
+            if classifier is not None:
+                found[name] = classifier
+        return found
 
     @property
     def selected(self) -> tuple[str, ...]:
@@ -287,6 +379,13 @@ class Models(_Frozen):
             raise ValueError("the DTL model reads a component that the PCA does not give")
         if set(self.hcr.inputs) & components:
             raise ValueError("the HCR model reads PCA components")
+        return self
+
+    @model_validator(mode="after")
+    def _each_classifier_has_its_file(self) -> Self:
+        files = [classifier.file for classifier in self.classifiers.values()]
+        if len(set(files)) != len(files) or NETWORK in files:
+            raise ValueError("each classifier needs a file of its own")
         return self
 
 
@@ -310,7 +409,10 @@ class Distribution(_Frozen):
 
 
 class GoldenVector(_Frozen):
-    """One input with what must come out: all HCR values (order of hcr_features.txt), all DTL values (`Pca.inputs`)."""
+    """One input with what must come out: all HCR values (order of hcr_features.txt), all DTL values (`Pca.inputs`).
+
+    The linear scores came with schema 2, which demands them.
+    """
 
     hcr: tuple[float, ...]
     dtl: tuple[float, ...]
@@ -320,6 +422,9 @@ class GoldenVector(_Frozen):
     dtl_probability: float
     fusion_probability: float
     nomogram_probability: float
+    hcr_score: float | None = None
+    dtl_score: float | None = None
+    fusion_score: float | None = None
 
 
 class GoldenImage(_Frozen):
@@ -342,7 +447,10 @@ class Golden(_Frozen):
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A verified bundle. Made by `load_bundle` alone."""
+    """A verified bundle. Made by `load_bundle` alone.
+
+    `classifiers`: what the ONNX classifiers answer, by branch; there once the bundle is `running`.
+    """
 
     folder: Path
     manifest: Manifest
@@ -354,6 +462,7 @@ class Bundle:
     pyradiomics_yaml: bytes
     metrics: dict[str, JsonValue]
     model_card: str
+    classifiers: Mapping[Branch, ScoreOf] = field(default_factory=dict)
 
     @property
     def bundle_id(self) -> str:
@@ -367,40 +476,116 @@ class Bundle:
 
     def network_bytes(self) -> bytes:
         """The bytes of network.onnx, verified again as they are read."""
-        return _read_verified(self.folder, NETWORK, self.manifest.files[NETWORK])
+        return self.file_bytes(NETWORK)
+
+    def file_bytes(self, name: str) -> bytes:
+        """The bytes of a file that the manifest lists, verified again as they are read."""
+        return _read_verified(self.folder, name, self.manifest.files[name])
+
+    def running(self) -> Bundle:
+        """The bundle with its ONNX classifiers ready, once they give the golden probabilities (itself without any).
+
+        BundleError where they do not, or where onnxruntime is not installed.
+        """
+        if set(self.classifiers) == set(self.models.classifiers):
+            return self
+        ready: dict[Branch, ScoreOf] = {}
+        for name, classifier in self.models.classifiers.items():
+            try:
+                ready[name] = OnnxScore(
+                    self.file_bytes(classifier.file), width=len(self.models.branch(name).inputs)
+                ).score
+            except ClassifierUnusable as error:
+                raise BundleError(f"{classifier.file}: {error}") from error
+        running = replace(self, classifiers=ready)
+        _check_golden(running)
+        return running
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearOutputs:
-    """What the three linear models say of one case."""
+class LinearScores:
+    """The three linear scores of one case."""
 
     values: Mapping[str, float]
     """HCR features and PCA components by name."""
     hcr_score: float
     dtl_score: float
     fusion_score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs(LinearScores):
+    """What the three models say of one case."""
+
     hcr_probability: float
     dtl_probability: float
     fusion_probability: float
 
 
-def evaluate(models: Models, *, hcr: Mapping[str, float], dtl: NDArray[np.float64]) -> LinearOutputs:
-    """Scores and probabilities of one case; `hcr` by name, `dtl` (n,) in the order of `models.pca.inputs`."""
+def linear_scores(models: Models, *, hcr: Mapping[str, float], dtl: NDArray[np.float64]) -> LinearScores:
+    """The linear scores of one case; `hcr` by name, `dtl` (n,) in the order of `models.pca.inputs`."""
     values = {**hcr, **models.pca.apply(dtl)}
-    scores = [model.score(values) for model in (models.hcr, models.dtl, models.fusion)]
-    return LinearOutputs(
+    return LinearScores(
         values=values,
-        hcr_score=scores[0],
-        dtl_score=scores[1],
-        fusion_score=scores[2],
-        hcr_probability=models.hcr.probability(scores[0]),
-        dtl_probability=models.dtl.probability(scores[1]),
-        fusion_probability=models.fusion.probability(scores[2]),
+        hcr_score=models.hcr.score(values),
+        dtl_score=models.dtl.score(values),
+        fusion_score=models.fusion.score(values),
     )
 
 
-def load_bundle(folder: Path) -> Bundle:
-    """The bundle in a folder, verified; BundleError with one sentence where anything is not as the manifest says."""
+def evaluate(
+    models: Models,
+    *,
+    hcr: Mapping[str, float],
+    dtl: NDArray[np.float64],
+    classifiers: Mapping[Branch, ScoreOf] | None = None,
+) -> Outputs:
+    """Scores and probabilities of one case; `hcr` by name, `dtl` (n,) in the order of `models.pca.inputs`.
+
+    `classifiers`: those of a bundle that is `running`; ValueError where a model has one that is not among them.
+    """
+    linear = linear_scores(models, hcr=hcr, dtl=dtl)
+    scores: dict[Branch, float] = {
+        "hcr": linear.hcr_score,
+        "dtl": linear.dtl_score,
+        "fusion": linear.fusion_score,
+    }
+    probability = {
+        name: _probability(models.branch(name), name, score, linear.values, classifiers or {})
+        for name, score in scores.items()
+    }
+    return Outputs(
+        values=linear.values,
+        hcr_score=linear.hcr_score,
+        dtl_score=linear.dtl_score,
+        fusion_score=linear.fusion_score,
+        hcr_probability=probability["hcr"],
+        dtl_probability=probability["dtl"],
+        fusion_probability=probability["fusion"],
+    )
+
+
+def _probability(
+    model: LinearModel,
+    branch: Branch,
+    score: float,
+    values: Mapping[str, float],
+    classifiers: Mapping[Branch, ScoreOf],
+) -> float:
+    if model.classifier is None:
+        return model.probability(score)
+    if branch not in classifiers:
+        raise ValueError(f"the {branch} model's classifier is not running (see Bundle.running)")
+    z = np.array(list(model.z(values).values()), dtype=np.float64)
+    return model.classifier.platt.probability(classifiers[branch](z))
+
+
+def load_bundle(folder: Path, run_classifiers: bool = False) -> Bundle:
+    """The bundle in a folder, verified; BundleError with one sentence where anything is not as the manifest says.
+
+    Golden scores are always checked, and so are the probabilities of models without an ONNX classifier. With
+    `run_classifiers` the bundle comes `running`: ready to compute probabilities, all of them checked.
+    """
     manifest = _read_manifest(folder)
     _check_listing(folder, manifest)
     contents = {name: _read_verified(folder, name, entry) for name, entry in sorted(manifest.files.items())}
@@ -420,9 +605,11 @@ def load_bundle(folder: Path) -> Bundle:
         model_card=_text("MODEL_CARD.md", contents["MODEL_CARD.md"]),
     )
     _check_protocols(bundle)
+    _check_schema(bundle)
     _check_models(bundle)
+    _check_classifiers(bundle, contents)
     _check_golden(bundle)
-    return bundle
+    return bundle.running() if run_classifiers else bundle
 
 
 def _check_standardisation(what: str, inputs: tuple[str, ...], mean: tuple[float, ...], sd: tuple[float, ...]) -> None:
@@ -446,8 +633,8 @@ def _read_manifest(folder: Path) -> Manifest:
     except ValueError as error:
         raise BundleError(f"{MANIFEST} is not JSON, so the bundle is damaged") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(f"bundle schema {version!r} is unknown, this version reads {SCHEMA_VERSION}")
+    if version not in SCHEMAS_READ or isinstance(version, bool):
+        raise BundleError(f"bundle schema {version!r} is unknown, this version reads 1 and 2")
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
@@ -523,11 +710,15 @@ def _metrics(data: bytes) -> dict[str, JsonValue]:
     return raw
 
 
-def _check_onnx(name: str, data: bytes) -> None:
+def _onnx_model(name: str, data: bytes) -> onnx.ModelProto:
     try:
-        model = onnx.load_model_from_string(data)
+        return onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's decoders raise classes of their own
         raise BundleError(f"{name} is not an ONNX model") from error
+
+
+def _check_onnx(name: str, data: bytes) -> None:
+    model = _onnx_model(name, data)
     domains = {entry.domain for entry in model.opset_import}
     custom = {domain for domain in domains if not _is_standard(domain)}
     for graph in [model.graph, *model.functions]:
@@ -549,8 +740,8 @@ def _is_standard(domain: str) -> bool:
 def _walk(message: Any) -> Iterator[Any]:
     """A protobuf message and every message below it."""
     yield message
-    for field, value in message.ListFields():
-        if field.type == field.TYPE_MESSAGE:
+    for descriptor, value in message.ListFields():
+        if descriptor.type == descriptor.TYPE_MESSAGE:
             for below in value if isinstance(value, list) or hasattr(value, "append") else [value]:
                 yield from _walk(below)
 
@@ -591,23 +782,71 @@ def _check_models(bundle: Bundle) -> None:
         )
 
 
+def _check_schema(bundle: Bundle) -> None:
+    """What schema 2 brought does not stand in a bundle of schema 1, which its reader would refuse."""
+    models, vectors = bundle.models, bundle.golden.vectors
+    if bundle.manifest.schema_version == 1:
+        later = models.thresholds or models.conformal or models.pca.offset or models.classifiers
+        if later or any(models.branch(name).score_kind != "logistic" for name in BRANCHES):
+            raise BundleError("models.json holds what came with bundle schema 2, the manifest says 1")
+        return
+    for number, vector in enumerate(vectors, start=1):
+        if None in (vector.hcr_score, vector.dtl_score, vector.fusion_score):
+            raise BundleError(f"golden vector {number} lacks the scores that bundle schema 2 demands")
+    if models.thresholds is not None and models.thresholds.fusion != bundle.manifest.threshold:
+        raise BundleError("models.json and the manifest name different thresholds of the fusion model")
+
+
+def _check_classifiers(bundle: Bundle, contents: Mapping[str, bytes]) -> None:
+    named = {classifier.file: name for name, classifier in bundle.models.classifiers.items()}
+    for file, branch in named.items():
+        if file not in contents:
+            raise BundleError(f"models.json names the classifier {file}, which the manifest does not list")
+        _check_classifier_ends(file, contents[file], width=len(bundle.models.branch(branch).inputs))
+    stray = sorted(name for name in contents if name.endswith(".onnx") and name != NETWORK and name not in named)
+    if stray:
+        raise BundleError(f"no model of the bundle uses {', '.join(stray)}")
+
+
+def _check_classifier_ends(name: str, data: bytes, *, width: int) -> None:
+    graph = _onnx_model(name, data).graph
+    ends = [
+        [(end.name, end.type.tensor_type.elem_type, [size.dim_value for size in end.type.tensor_type.shape.dim])]
+        for end in (*graph.input, *graph.output)
+    ]
+    z, score = ("z", onnx.TensorProto.FLOAT, [0, width]), ("score", onnx.TensorProto.FLOAT, [0, 1])
+    if ends != [[z], [score]]:
+        raise BundleError(f"{name} must take z (n, {width}) and give score (n, 1), both float32")
+
+
 def _check_golden(bundle: Bundle) -> None:
+    """Every number that can be had: probabilities of ONNX classifiers only where the bundle is running."""
+    models = bundle.models
     for number, vector in enumerate(bundle.golden.vectors, start=1):
-        if len(vector.hcr) != len(bundle.hcr_features) or len(vector.dtl) != len(bundle.models.pca.inputs):
+        if len(vector.hcr) != len(bundle.hcr_features) or len(vector.dtl) != len(models.pca.inputs):
             raise BundleError(f"golden vector {number} has another length than the features of the bundle")
         hcr = dict(zip(bundle.hcr_features, vector.hcr, strict=True))
-        got = evaluate(bundle.models, hcr=hcr, dtl=np.array(vector.dtl))
-        nomogram = read_points(bundle.nomogram, age=vector.age, sex=vector.sex, score=got.fusion_score).probability
-        for what, value, expected in (
-            ("HCR", got.hcr_probability, vector.hcr_probability),
-            ("DTL", got.dtl_probability, vector.dtl_probability),
-            ("fusion", got.fusion_probability, vector.fusion_probability),
-            ("nomogram", nomogram, vector.nomogram_probability),
-        ):
-            if not abs(value - expected) <= GOLDEN_TOLERANCE:
-                raise BundleError(
-                    f"golden vector {number} gives a {what} probability of {value:.9f} where {expected:.9f} is expected"
-                )
+        linear = linear_scores(models, hcr=hcr, dtl=np.array(vector.dtl))
+        nomogram = read_points(bundle.nomogram, age=vector.age, sex=vector.sex, score=linear.fusion_score).probability
+        expected: dict[Branch, tuple[str, float, float | None, float]] = {
+            "hcr": ("HCR", linear.hcr_score, vector.hcr_score, vector.hcr_probability),
+            "dtl": ("DTL", linear.dtl_score, vector.dtl_score, vector.dtl_probability),
+            "fusion": ("fusion", linear.fusion_score, vector.fusion_score, vector.fusion_probability),
+        }
+        for branch, (what, score, expected_score, expected_probability) in expected.items():
+            if expected_score is not None:
+                _golden(number, f"{what} score", score, expected_score, GOLDEN_TOLERANCE * max(1.0, abs(score)))
+            model = models.branch(branch)
+            if model.classifier is None or branch in bundle.classifiers:
+                got = _probability(model, branch, score, linear.values, bundle.classifiers)
+                tolerance = GOLDEN_TOLERANCE if model.classifier is None else CLASSIFIER_TOLERANCE
+                _golden(number, f"{what} probability", got, expected_probability, tolerance)
+        _golden(number, "nomogram probability", nomogram, vector.nomogram_probability, GOLDEN_TOLERANCE)
+
+
+def _golden(number: int, what: str, value: float, expected: float, tolerance: float) -> None:
+    if not abs(value - expected) <= tolerance:
+        raise BundleError(f"golden vector {number} gives a {what} of {value:.9f} where {expected:.9f} is expected")
 
 
 def check_features(bundle: Bundle, *, hcr: FeatureVector, dtl: FeatureVector) -> None:

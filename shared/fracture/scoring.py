@@ -1,7 +1,7 @@
 """Acute or chronic: what a bundle says of one fractured vertebra, from its two feature vectors alone.
 
-Pure float64 arithmetic without BLAS, so that the same case gives the same bits on every worker. Nothing is fitted
-here; every number comes out of the bundle.
+Pure float64 arithmetic without BLAS, and classifiers one row at a time, so that the same case gives the same bits on
+every worker. Nothing is fitted here; every number comes out of the bundle.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from shared.fracture.bundle import Bundle, BundleKind, ClassName, check_features, evaluate
+from shared.fracture.bundle import (
+    Bundle,
+    BundleKind,
+    ClassifierKind,
+    ClassName,
+    ScoreKind,
+    check_features,
+    evaluate,
+)
 from shared.fracture.features import FeatureVector
 from shared.fracture.nomogram import NomogramReading, Sex, read_points
 from shared.fracture.records import Acquisition, Warned
@@ -19,6 +27,7 @@ from shared.fracture.records import Acquisition, Warned
 TOP_CONTRIBUTIONS: Final = 10
 DEMO_FLAG: Final = "trained on synthetic phantoms; no clinical meaning"
 RESEARCH_FLAG: Final = "research use only"
+INDETERMINATE_FLAG: Final = "indeterminate: MRI recommended"
 
 
 class _Frozen(BaseModel):
@@ -26,7 +35,10 @@ class _Frozen(BaseModel):
 
 
 class Contribution(_Frozen):
-    """How far one feature pushed the fusion score: coef · z, in log odds, above zero towards acute."""
+    """How far one feature pushed the fusion's linear score: coef · z, above zero towards acute.
+
+    In log odds where the score is logistic, not where it is a LASSO's (`Classification.score_kind`).
+    """
 
     feature: str
     value: float
@@ -48,6 +60,9 @@ class Classification(_Frozen):
 
     `probability`: P(acute) of the fusion model; `score`: its linear score (rad-score). `predicted` is acute where
     `probability` reaches the bundle's frozen `threshold`. Either `nomogram` stands, or `nomogram_absent` says why not.
+    `prediction_set`: the classes that the bundle's conformal limits do not rule out, None where it has none;
+    `indeterminate` where they are not exactly one. `classifier`: what gives `probability` beside the linear score,
+    None where it is the linear score itself.
     """
 
     bundle_id: str
@@ -67,6 +82,10 @@ class Classification(_Frozen):
     nomogram: NomogramReading | None
     nomogram_absent: str | None
     flags: tuple[str, ...]
+    prediction_set: tuple[ClassName, ...] | None = None
+    indeterminate: bool = False
+    score_kind: ScoreKind = "logistic"
+    classifier: ClassifierKind | None = None
 
     @property
     def outside_fraction(self) -> float:
@@ -79,16 +98,20 @@ def score(
 ) -> Classification:
     """The classification of one case; `age` in whole years, `sex` "F" or "M", each None where unknown.
 
-    ValueError where a vector is of another list or protocol than the bundle's.
+    ValueError where a vector is of another list or protocol than the bundle's, or where the bundle has ONNX classifiers
+    and is not running.
     """
     check_features(bundle, hcr=hcr, dtl=dtl)
     models = bundle.models
     named = {name: float(value) for name, value in zip(hcr.names, hcr.values, strict=True)}
-    outputs = evaluate(models, hcr=named, dtl=dtl.values)
+    outputs = evaluate(models, hcr=named, dtl=dtl.values, classifiers=bundle.classifiers)
     outside = _outside_range(bundle, outputs.values)
     selected = len(models.selected)
     nomogram, absent = _nomogram(bundle, age=age, sex=sex, fusion_score=outputs.fusion_score)
     threshold = bundle.manifest.threshold
+    possible = None if models.conformal is None else models.conformal.prediction_set(outputs.fusion_probability)
+    indeterminate = possible is not None and len(possible) != 1
+    classifier = models.fusion.classifier
     return Classification(
         bundle_id=bundle.bundle_id,
         bundle_kind=bundle.manifest.kind,
@@ -105,7 +128,17 @@ def score(
         outside_range=outside,
         nomogram=nomogram,
         nomogram_absent=absent,
-        flags=_flags(bundle, outside=len(outside), selected=selected, age=None if nomogram is None else age),
+        flags=_flags(
+            bundle,
+            outside=len(outside),
+            selected=selected,
+            age=None if nomogram is None else age,
+            indeterminate=indeterminate,
+        ),
+        prediction_set=possible,
+        indeterminate=indeterminate,
+        score_kind=models.fusion.score_kind,
+        classifier=None if classifier is None else classifier.kind,
     )
 
 
@@ -151,10 +184,12 @@ def _nomogram(
     return None, f"the patient's {missing} {'are' if missing == 'age and sex' else 'is'} not known"
 
 
-def _flags(bundle: Bundle, *, outside: int, selected: int, age: int | None) -> tuple[str, ...]:
+def _flags(bundle: Bundle, *, outside: int, selected: int, age: int | None, indeterminate: bool) -> tuple[str, ...]:
     flags = [RESEARCH_FLAG]
     if bundle.manifest.kind == "DEMO":
         flags.append(DEMO_FLAG)
+    if indeterminate:
+        flags.append(INDETERMINATE_FLAG)
     if outside:
         flags.append(f"{outside} of {selected} selected features lie outside the range seen in training")
     low, high = bundle.nomogram.age_range

@@ -17,6 +17,9 @@ Sex = Literal["F", "M"]
 Kernel = Literal["soft", "standard", "bone"]
 Deformity = Literal["wedge", "biconcave", "crush"]
 
+GENERATOR_VERSION: Final = 1
+"""To be raised with every change of the phantoms that changes a voxel."""
+
 LEVELS: Final[tuple[str, ...]] = ("T11", "T12", "L1", "L2", "L3", "L4", "L5")
 """The levels that phantoms are made of, from above."""
 

@@ -117,10 +117,10 @@ def test_a_path_that_leaves_the_folder_is_refused(folder: Path, name: str) -> No
 
 
 def test_an_unknown_schema_is_named(folder: Path) -> None:
-    raw = json.loads((folder / "manifest.json").read_text()) | {"schema_version": 2}
+    raw = json.loads((folder / "manifest.json").read_text()) | {"schema_version": 3}
     (folder / "manifest.json").write_text(json.dumps(raw))
 
-    with pytest.raises(BundleError, match="schema 2 is unknown, this version reads 1"):
+    with pytest.raises(BundleError, match="schema 3 is unknown, this version reads 1 and 2"):
         load_bundle(folder)
 
 
