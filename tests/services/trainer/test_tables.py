@@ -176,7 +176,7 @@ def test_a_part_too_small_for_a_number_has_dashes_and_the_reason_once() -> None:
     assert cells["ACC (95 % interval)"].startswith("1.000 (")
     reasons = [note for note in table.notes if "got 1 acute and 2 chronic" in note and "an AUC" in note]
     assert reasons == [
-        f"{NONE} (Radiomics, Test; DLR, Test): an AUC with an interval needs at least 2 cases of each class, "
+        "Radiomics, Test; DLR, Test: an AUC with an interval needs at least 2 cases of each class, "
         "got 1 acute and 2 chronic."
     ]
     assert compared.rows == ()
@@ -189,6 +189,16 @@ def test_a_model_that_calls_nothing_acute_has_no_ppv_and_says_so() -> None:
     cells = dict(zip(table.header, table.rows[0], strict=True))
     assert cells["PPV (95 % interval)"] == NONE
     assert any("no vertebra was called acute" in note for note in table.notes)
+
+
+def test_an_auc_without_a_width_is_not_left_without_a_word() -> None:
+    table = performance_table([_scored("dlr", "train", [1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1])], resamples=0, seed=1)
+
+    cells = dict(zip(table.header, table.rows[0], strict=True))
+    assert cells["AUC (95 % interval, DeLong)"] == "1.000 (1.000 to 1.000)"
+    assert cells["Calibration slope (95 % interval)"] == NONE
+    assert any(note.startswith("DLR, Training, in-sample: the classes are fully apart") for note in table.notes)
+    assert any("overlap, got classes fully apart" in note for note in table.notes)
 
 
 def test_six_pairs_on_test_and_out_of_fold_with_holms_p_over_each_six() -> None:
@@ -222,7 +232,12 @@ ODD = Table(
     name="odd",
     caption="50 % of A&B_1 <sites>",
     header=("site", "count"),
-    rows=(("<b>&\"'", "1"), ("=HYPERLINK(1)", "-0.012 (-0.1 to 0.1)"), ("-1+cmd", "-3"), ("a, b\\{~^#$", NONE)),
+    rows=(
+        ("<b>&\"'", "1"),
+        ("=HYPERLINK(1)", "-0.012 (-0.1 to 0.1)"),
+        ("-1+cmd", "-0.2 to -0.1"),
+        ("a, b\\{~^#$", NONE),
+    ),
     notes=("x_1 & <script>alert(1)</script>",),
 )
 
@@ -233,7 +248,7 @@ def test_csv_comes_back_as_it_went_in_and_starts_no_formula() -> None:
     assert rows[0] == ["site", "count"]
     assert rows[1] == ["<b>&\"'", "1"]
     assert rows[2] == ["'=HYPERLINK(1)", "-0.012 (-0.1 to 0.1)"]
-    assert rows[3] == ["'-1+cmd", "-3"]
+    assert rows[3] == ["'-1+cmd", "-0.2 to -0.1"]
     assert rows[4] == ["a, b\\{~^#$", NONE]
 
 
