@@ -39,8 +39,10 @@ PARTS: Final[Mapping[PartName, str]] = {
 NONE: Final = "–"
 """What stands in a cell that has no number; a note says why."""
 
-_FORMULA: Final = re.compile(r"[=+@\t\r\n]|-(?!\d+(\.\d+)?( \(|$))")
-"""What a spreadsheet takes for the start of a formula; a negative number, alone or before its interval, is none."""
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What a spreadsheet takes for the start of a formula."""
+_NUMBER: Final = re.compile(r"-?\d+(\.\d+)?( to -?\d+(\.\d+)?| \(-?\d+(\.\d+)? to -?\d+(\.\d+)?\))?")
+"""A number, an interval, or a number with its interval: no formula, though it may start with a minus."""
 _LATEX: Final = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -84,7 +86,8 @@ class Table:
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\r\n")
         writer.writerows(
-            ["'" + cell if _FORMULA.match(cell) else cell for cell in row] for row in (self.header, *self.rows)
+            ["'" + cell if cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell) else cell for cell in row]
+            for row in (self.header, *self.rows)
         )
         return stream.getvalue()
 
@@ -273,6 +276,7 @@ def cohort_table(cohort: Sequence[Demographic], *, seed: int, phantom: bool = Fa
         "where several scans were read), not one a vertebra.",
         "A patient with at least one acute vertebra counts as acute, else as chronic; "
         f"{both} {'patient has' if both == 1 else 'patients have'} vertebrae of both classes.",
+        "Vertebrae a patient: those of the column, over the patients who have at least one of them.",
         "Level, region and site are counted by vertebra; their tests take vertebrae as independent, which those of one "
         "patient are not.",
         *(f"{name}: {', '.join(what)}." for name, what in table.tests.items()),
@@ -329,6 +333,9 @@ _PERFORMANCE: Final = (
 )
 
 
+_APART: Final = "the classes are fully apart, so neither interval of the AUC has a width; that is no certainty"
+
+
 def _arrays(one: Scored) -> tuple[Labels, Scores]:
     return np.array(one.acute, dtype=np.int64), np.array(one.probability, dtype=np.float64)
 
@@ -350,7 +357,7 @@ def _proportion(found: Proportion | None) -> str:
 
 
 class _Missing:
-    """Cells that could not be computed, with the reason once for each."""
+    """What could not be computed or read as usual, with each reason once."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, list[str]] = {}
@@ -367,7 +374,7 @@ class _Missing:
 
     def notes(self) -> tuple[str, ...]:
         """One note a reason."""
-        return tuple(f"{NONE} ({'; '.join(places)}): {reason}." for reason, places in self.reasons.items())
+        return tuple(f"{'; '.join(places)}: {reason}." for reason, places in self.reasons.items())
 
 
 def performance_table(scores: Sequence[Scored], *, resamples: int, seed: int, phantom: bool = False) -> Table:
@@ -434,6 +441,8 @@ def _performance_row(
 
     def of_auc() -> tuple[str, ...]:
         auc = auc_delong(labels, probabilities)
+        if auc.variance == 0:
+            missing.reasons.setdefault(_APART, []).append(where)
         return (f"{auc.value:.3f} ({_interval(auc.low, auc.high)})",)
 
     def of_table() -> tuple[str, ...]:

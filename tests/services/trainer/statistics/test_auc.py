@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -96,6 +96,7 @@ def test_the_unpaired_test_agrees_with_proc(haemorrhage: Cases, proc: dict[str, 
         assert (test.d, test.p) == pytest.approx((expected["D"], expected["p"]), abs=1e-12), pair
 
 
+@settings(deadline=None)
 @given(labelled_scores(columns=2))
 def test_delong_is_the_brute_force_form_of_its_placements(
     drawn: tuple[NDArray[np.int64], list[NDArray[np.float64]]],
@@ -118,6 +119,7 @@ def test_delong_is_the_brute_force_form_of_its_placements(
     assert ((paired.high - paired.low) / (2 * 1.959963984540054)) ** 2 == pytest.approx(of_difference, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(labelled_scores())
 def test_the_sign_of_a_score_mirrors_its_auc(drawn: tuple[NDArray[np.int64], list[NDArray[np.float64]]]) -> None:
     labels, (scores,) = drawn
@@ -125,6 +127,7 @@ def test_the_sign_of_a_score_mirrors_its_auc(drawn: tuple[NDArray[np.int64], lis
     assert auc_delong(labels, -scores).value == pytest.approx(1 - auc_delong(labels, scores).value, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_keeps_the_order_and_never_lowers_a_p(p_values: list[float]) -> None:
     adjusted = holm(p_values)
@@ -155,6 +158,7 @@ def test_four_models_give_six_pairs_with_holms_p() -> None:
     assert [pair.p_holm for pair in pairs] == list(holm([pair.test.p for pair in pairs]))
 
 
+@settings(deadline=None)
 @given(labelled_scores(), st.integers(0, 1000))
 def test_a_resample_is_the_auc_of_the_drawn_rows(
     drawn: tuple[NDArray[np.int64], list[NDArray[np.float64]]], seed: int

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
@@ -79,6 +79,7 @@ def test_the_brier_score_is_the_mean_squared_distance() -> None:
     assert brier(np.array([1, 0, 1, 0]), np.array([1.0, 0.0, 0.5, 0.5])) == pytest.approx(0.125)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.1, 0.4, 0.7, 1.0])), min_size=5, max_size=60))
 def test_the_bins_of_the_curve_hold_every_case_once(cases: list[tuple[int, float]]) -> None:
     labels, probabilities = np.array([label for label, _ in cases]), np.array([p for _, p in cases])

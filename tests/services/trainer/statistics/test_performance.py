@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.trainer.statistics.performance import (
@@ -38,6 +38,7 @@ def test_every_case_is_counted_once() -> None:
     assert counts == ConfusionTable(tp=1, fn=1, tn=2, fp=1)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
 def test_accuracy_lies_between_sensitivity_and_specificity_and_every_share_in_its_interval(
     tp: int, fn: int, tn: int, fp: int
@@ -72,6 +73,7 @@ def test_wilsons_interval_is_that_of_newcombe_1998(count: int, of: int, low: flo
     assert (share.low, share.high) == pytest.approx((low, high), abs=5e-5)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), st.data())
 def test_wilsons_ends_are_where_the_score_test_just_rejects(of: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, of - 1)) if of > 1 else 1
@@ -109,6 +111,7 @@ def test_the_threshold_lies_halfway_between_the_classes_when_they_are_apart() ->
     assert threshold == pytest.approx(0.4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1)), min_size=4, max_size=40))
 def test_no_other_threshold_does_better_in_the_table_of_right_and_wrong(cases: list[tuple[int, float]]) -> None:
     labels, scores = np.array([label for label, _ in cases]), np.array([score for _, score in cases])
