@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 
 from services.trainer.classifiers import Fitted, fit_platt, fitted, search
 from services.trainer.cohort_table import TooSmall
@@ -210,7 +211,7 @@ def fit_linear(
 
 
 def _ridge(z: Matrix, acute: Labels, penalty: float) -> LogisticRegression:
-    return LogisticRegression(C=penalty, max_iter=5_000, tol=1e-8).fit(z, acute)
+    return LogisticRegression(C=penalty, solver="newton-cholesky", max_iter=200, tol=1e-9).fit(z, acute)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -294,6 +295,18 @@ def fit_four_models(
     progress: Progress | None = None,
 ) -> FourModels:
     """All four models from training rows alone; TooSmall where a step cannot be done with so few."""
+    with threadpool_limits(limits=1):
+        return _fit_four_models(rows, settings, head=head, processes=processes, progress=progress)
+
+
+def _fit_four_models(
+    rows: Rows,
+    settings: TrainingSettings,
+    *,
+    head: LogitHead | None,
+    processes: int,
+    progress: Progress | None,
+) -> FourModels:
     chosen = settings.classifiers
     folds = outer_folds(rows, chosen.out_of_fold, seed=settings.seed)
     whole = cut(rows, settings, head=head)
@@ -343,8 +356,15 @@ def mapped(one: Callable[[Item], Answer], items: Sequence[Item], processes: int)
     if processes == 1:
         yield from map(one, items)
         return
-    with ProcessPoolExecutor(max_workers=processes, mp_context=get_context("forkserver")) as pool:
+    with ProcessPoolExecutor(
+        max_workers=processes, mp_context=get_context("forkserver"), initializer=_one_thread
+    ) as pool:
         yield from pool.map(one, items)
+
+
+def _one_thread() -> None:
+    """Linear algebra on one thread: its sums have the same order then, and processes do not wait for each other."""
+    threadpool_limits(limits=1)
 
 
 def _searched(

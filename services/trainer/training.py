@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -52,7 +52,7 @@ from services.trainer.results import (
 )
 from services.trainer.selection import Columns, Matrix, recorded
 from services.trainer.settings import TrainingSettings
-from services.trainer.split import test_rows
+from services.trainer.split import held_out_rows
 from services.trainer.statistics import auc_delong
 from services.trainer.weights import starting_weights
 from shared.fracture.bundle import (
@@ -155,7 +155,14 @@ def train(
     shown = progress or Silent()
     clock = _Clock()
     table = cohort.table
-    test = test_rows(table, settings.split, seed=settings.seed)
+    test = held_out_rows(
+        patient=table.patient,
+        acute=table.acute,
+        split=table.split,
+        site=table.site,
+        settings=settings.split,
+        seed=settings.seed,
+    )
     training = table.part(~test)
     _check_classes(training, "the training part")
     kept = repeatability(training, settings.repeatability)
@@ -552,8 +559,3 @@ def _warnings(
     if settings.network.random_start and settings.network.weights is None and run.mode == "frozen":
         said.append("The network's features are random projections of the picture.")
     return tuple(said)
-
-
-def with_labels(table: CohortTable, acute: NDArray[np.int64]) -> CohortTable:
-    """The same cohort with other labels (permutation tests)."""
-    return replace(table, acute=acute)
