@@ -124,6 +124,14 @@ def test_only_what_a_person_opens_is_published_and_on_loopback(stack: Stack) -> 
     assert {port["host_ip"] for ports in published.values() for port in ports} == {"127.0.0.1"}
 
 
+def test_the_s3_server_does_not_report_to_its_makers(stack: Stack) -> None:
+    arguments = " ".join(stack.inspect("s3")["Args"])  # type: ignore[arg-type]
+    log = run("docker", "logs", stack.container("s3"))
+
+    assert "telemetry=false" in arguments
+    assert "anonymous" not in log.stdout + log.stderr
+
+
 def test_no_secret_is_in_an_argument_an_image_or_a_log(stack: Stack) -> None:
     secrets = [path.read_text().strip() for path in stack.secrets.rglob("*") if path.is_file() and not path.suffix]
     secrets += [path.read_text().strip() for path in stack.secrets.glob("*.key")]
