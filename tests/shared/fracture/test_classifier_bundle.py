@@ -73,7 +73,7 @@ def test_without_its_classifiers_running_a_bundle_loads_and_does_not_answer(fold
     bundle = load_bundle(folder)
 
     assert not bundle.classifiers
-    with pytest.raises(ValueError, match="the hcr model's classifier is not running"):
+    with pytest.raises(RuntimeError, match="the hcr model's classifier is not running"):
         _score(bundle)
     assert _score(bundle.running()) == _score(load_bundle(folder, run_classifiers=True))
 
@@ -295,10 +295,10 @@ def test_the_same_case_gives_the_same_bits(folder: Path) -> None:
 def test_evaluate_says_which_classifier_is_missing() -> None:
     models = classifier_models()
 
-    with pytest.raises(ValueError, match="the fusion model's classifier is not running"):
+    with pytest.raises(RuntimeError, match="the fusion model's classifier is not running"):
         evaluate(
             models,
-            hcr={name: 1.0 for name in models.selected},
+            hcr=dict.fromkeys(models.selected, 1.0),
             dtl=np.zeros(len(models.pca.inputs)),
             classifiers={"hcr": lambda z: 0.0},
         )
