@@ -36,6 +36,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from services.bundle_commands import bundle_app
 from services.settings import Settings
 from shared.fracture.ids import short
 from shared.fracture.ledger import Ledger
@@ -75,6 +76,7 @@ app = typer.Typer(
 )
 dead_letters_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was given up, and why.")
 app.add_typer(dead_letters_app, name="dead-letters")
+app.add_typer(bundle_app, name="bundle")
 
 out_console = Console(soft_wrap=True)
 err_console = Console(stderr=True, soft_wrap=True)
