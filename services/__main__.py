@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from services.commands import dead_letters, following, making, retention, running
+from services.commands import bundles, dead_letters, following, making, phantoms, retention, running
 from services.commands.chosen import SETTINGS_VARIABLE, chosen
 from services.commands.terminal import EXIT_STOPPED, EXIT_UNUSABLE, out_console
 from shared.pipeline.errors import FractureSweepError
@@ -49,7 +49,6 @@ app.command()(running.submit)
 app.command()(following.status)
 app.command()(following.export)
 app.command()(retention.gc)
-app.command()(making.phantoms)
 app.command("keys")(making.make_keys)
 app.command("secrets")(making.make_secrets)
 app.command("prepare-store")(making.prepare_store)
@@ -60,6 +59,23 @@ letters_app.command("list")(dead_letters.list_letters)
 letters_app.command("show")(dead_letters.show)
 letters_app.command("replay")(dead_letters.replay_letters)
 app.add_typer(letters_app, name="dead-letters")
+
+bundle_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="What a bundle is, whether it is whole, and what changed."
+)
+bundle_app.command("check")(bundles.check_bundles)
+bundle_app.command("show")(bundles.show)
+bundle_app.command("diff")(bundles.diff)
+app.add_typer(bundle_app, name="bundle")
+
+phantoms_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Synthetic studies: an archive to sweep, or a cohort to train on.",
+)
+phantoms_app.command("archive")(phantoms.archive)
+phantoms_app.command("cohort")(phantoms.cohort)
+app.add_typer(phantoms_app, name="phantoms")
 
 
 def _override(text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""phantoms, keys, secrets, prepare-store, settings: what is made or shown before anything runs."""
+"""keys, secrets, prepare-store, settings: what is made or shown before anything runs."""
 
 from __future__ import annotations
 
@@ -9,31 +9,8 @@ import typer
 from rich.table import Table
 
 from services.commands.chosen import chosen
-from services.commands.terminal import bars, out_console
+from services.commands.terminal import out_console
 from shared.pipeline.settings import describe
-
-
-def phantoms(
-    folder: Annotated[Path, typer.Argument(help="Where the studies go.")],
-    patients: Annotated[int, typer.Option("--patients", min=1, help="How many patients.")] = 8,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same studies.")] = 1,
-    kappa: Annotated[
-        float, typer.Option("--kappa", min=0.0, max=1.0, help="How different acute and chronic phantoms are.")
-    ] = 0.85,
-) -> None:
-    """Make phantom studies in DICOM (CT series + DICOM SEG): synthetic, for demonstration and tests."""
-    from services.trainer.phantoms.archive import write_archive
-
-    with bars() as progress:
-        task = progress.add_task("phantoms made", total=patients)
-        write_archive(
-            folder,
-            patients=patients,
-            seed=seed,
-            kappa=kappa,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    out_console.print(f"{patients} phantom patients in {folder} (synthetic, no clinical meaning)")
 
 
 def make_keys(folder: Annotated[Path, typer.Argument(help="Where the two key files go.")]) -> None:

@@ -51,12 +51,12 @@ class Bars:
 
 
 @contextmanager
-def bars(*, of_bytes: bool = False) -> Iterator[Progress]:
+def bars(*, of_bytes: bool = False, time_left: bool = False) -> Iterator[Progress]:
     """Progress bars on standard error (nothing where it is no terminal)."""
     measures: tuple[ProgressColumn, ...] = (
         (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
         if of_bytes
-        else (MofNCompleteColumn(), TimeElapsedColumn())
+        else (MofNCompleteColumn(), TimeElapsedColumn(), *((TimeRemainingColumn(),) if time_left else ()))
     )
     with Progress(
         SpinnerColumn(),

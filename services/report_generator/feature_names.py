@@ -16,13 +16,16 @@ CLASSES: Final = {
 }
 ACRONYMS: Final = frozenset({"Idm", "Idmn", "Id", "Idn", "Imc1", "Imc2"})
 """GLCM's inverse differences and informational measures of correlation."""
+NETWORK_LOGIT: Final = "dtl_logit"
 _COMPONENT = re.compile(r"pca_(\d+)\Z")
 _LOG = re.compile(r"log-sigma-(\d+)-(\d+)-mm-3D\Z")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=\d)(?=[A-Z][a-z])")
 
 
 def feature_in_words(name: str) -> str:
-    """The name of an HCR feature or a PCA component in words; any other name unchanged."""
+    """The name of an HCR feature, a PCA component or the network's logit in words; any other name unchanged."""
+    if name == NETWORK_LOGIT:
+        return "Deep features, the network's logit"
     component = _COMPONENT.match(name)
     if component:
         return f"Deep features, component {int(component.group(1)) + 1}"

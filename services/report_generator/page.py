@@ -18,6 +18,7 @@ from services.report_generator.nomogram_drawing import NomogramDrawing, draw
 from services.report_generator.sagittal_view import WINDOW_LEVEL_HU, WINDOW_WIDTH_HU, SagittalView
 from services.report_generator.study_report import CaseReport, StudyReport
 from services.report_generator.worklist import Worklist
+from shared.fracture.bundle import ClassifierKind
 from shared.fracture.ids import short
 
 MINUS: Final = "\N{MINUS SIGN}"
@@ -26,6 +27,15 @@ MASK_SOURCES: Final = {
     "rtstruct": "DICOM RTSTRUCT",
     "nifti": "NIfTI label map",
     "automatic": "automatic segmentation",
+}
+CLASSIFIERS: Final[dict[ClassifierKind, str]] = {
+    "svm": "SVM",
+    "knn": "k nearest neighbours",
+    "decision-tree": "decision tree",
+    "random-forest": "random forest",
+    "extra-trees": "extra trees",
+    "xgboost": "XGBoost",
+    "lightgbm": "LightGBM",
 }
 
 
@@ -59,6 +69,7 @@ def study_page(report: StudyReport, *, views: Mapping[str, SagittalView], patien
             window_width=WINDOW_WIDTH_HU,
             window_level=WINDOW_LEVEL_HU,
             mask_sources=MASK_SOURCES,
+            classifiers=CLASSIFIERS,
         )
     )
 

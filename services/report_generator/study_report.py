@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.fracture.bundle import BundleKind, ClassName, Manifest
+from shared.fracture.bundle import BundleKind, ClassifierKind, ClassName, Manifest, ScoreKind
 from shared.fracture.ids import short
 from shared.fracture.ledger import CASE_STATES, CaseState, CaseStatus, SeriesState, SeriesStatus, StudyState
 from shared.fracture.levels import sort_key
@@ -32,6 +32,8 @@ from shared.fracture.records import (
     Warned,
 )
 from shared.fracture.scoring import DEMO_FLAG, RESEARCH_FLAG, Classification, Contribution, OutsideRange
+from shared.pipeline.envelope import only_unknown_fields
+from shared.pipeline.errors import NewerSchema
 
 RESEARCH_USE: Final = "Research use only. Not a medical device; not for diagnosis or treatment."
 DEMONSTRATION: Final = "DEMONSTRATION MODEL trained on synthetic phantoms: no clinical meaning."
@@ -117,10 +119,19 @@ class ScoredResult(_Frozen):
     hcr_score: float
     dtl_score: float
     contributions: tuple[Contribution, ...]
-    """The features that pushed the fusion score most, the strongest first; in log odds, above zero towards acute."""
+    """The features that pushed the fusion's linear score most, the strongest first; above zero towards acute.
+
+    In log odds where `score_kind` is logistic, in the LASSO's own units else."""
     selected_features: int
     outside_range: tuple[OutsideRange, ...]
     flags: tuple[str, ...]
+    prediction_set: tuple[ClassName, ...] | None = None
+    """The classes that the bundle's conformal limits do not rule out; None where it has no limits."""
+    indeterminate: bool = False
+    """The prediction set is not exactly one class: MRI recommended."""
+    score_kind: ScoreKind = "logistic"
+    classifier: ClassifierKind | None = None
+    """What gives the fusion probability; None where it follows from the linear score."""
 
     @property
     def own_flags(self) -> tuple[str, ...]:
@@ -270,8 +281,18 @@ def _case(status: CaseStatus, *, record: CaseRecord | None, bundle: ScoringBundl
 
 
 def scored_result(outcome: Classified, *, bundle: ScoringBundle, fracture_basis: str) -> ScoredResult:
-    """What is shown of a stored classification; ValueError where it is of another bundle."""
-    found = Classification.model_validate_json(json.dumps(outcome.classification))
+    """What is shown of a stored classification.
+
+    ValueError where it is of another bundle; NewerSchema where a newer version wrote it.
+    """
+    try:
+        found = Classification.model_validate_json(json.dumps(outcome.classification))
+    except ValidationError as error:
+        if not only_unknown_fields(error):
+            raise
+        raise NewerSchema(
+            "the result of the case was written by a newer version: upgrade the report-generator, then replay"
+        ) from None
     if found.bundle_id != bundle.manifest.bundle_id:
         raise ValueError(
             f"a result of bundle {short(found.bundle_id)} cannot be shown with bundle "
@@ -302,6 +323,10 @@ def scored_result(outcome: Classified, *, bundle: ScoringBundle, fracture_basis:
         selected_features=found.selected_features,
         outside_range=found.outside_range,
         flags=found.flags,
+        prediction_set=found.prediction_set,
+        indeterminate=found.indeterminate,
+        score_kind=found.score_kind,
+        classifier=found.classifier,
     )
 
 

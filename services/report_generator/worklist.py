@@ -31,6 +31,7 @@ COLUMNS: Final = (
     "level",
     "state",
     "decision",
+    "indeterminate",
     "acute_probability",
     "hcr_probability",
     "dtl_probability",
@@ -67,6 +68,8 @@ class ScoredRow(_Frozen):
     age_years: int | None
     sex: Literal["F", "M"] | None
     warnings: tuple[str, ...]
+    indeterminate: bool = False
+    """The bundle's conformal limits do not leave exactly one class: MRI recommended."""
 
 
 class OtherRow(_Frozen):
@@ -181,6 +184,7 @@ def _scored_row(
         age_years=demographics.age_years,
         sex=demographics.sex,
         warnings=tuple(dict.fromkeys((*(warning.sentence for warning in warned), *result.own_flags))),
+        indeterminate=result.indeterminate,
     )
 
 
@@ -237,6 +241,7 @@ def _csv_rows(worklist: Worklist, link: Callable[[str, str], str]) -> Iterator[d
             "rank": str(rank),
             "state": "reported" if row.study_id in worklist.reports else "pending",
             "decision": row.predicted,
+            "indeterminate": "yes" if row.indeterminate else "",
             "acute_probability": f"{row.probability:.4f}",
             "hcr_probability": f"{row.hcr_probability:.4f}",
             "dtl_probability": f"{row.dtl_probability:.4f}",

@@ -1,10 +1,9 @@
 """Classifiers as ONNX graphs with the input `z` float32 (n, k) and the output `score` float32 (n, 1).
 
-The graphs are written here, from the fitted numbers, and not by converters (skl2onnx, onnxmltools), for three reasons.
-A converter rounds a tree's float64 threshold to the nearest float32: rounded up, it sends values between both to the
-other side; here "x <= t" gets the largest float32 that is not above t, so that no float32 value can tell the
-difference. Kernels and distances are computed in float64 inside the graph: in float32 the sum of an SVM's terms of
-opposite sign loses more than the 1e-6 that a bundle allows. And the bytes follow from the numbers alone.
+The graphs are written here, from the fitted numbers, and not by converters (docs/decisions/0014). A float64 threshold of
+a tree becomes the largest float32 that is not above it, so that for float32 values "x <= t" stays what it was; rounded
+to the nearest, a value between both would go to the other side. Kernels, distances and the sum over trees are computed
+in float64 inside the graph. The bytes follow from the numbers alone.
 
 Only operators of ai.onnx and ai.onnx.ml, at opsets that onnxruntime has known for years.
 """

@@ -542,7 +542,7 @@ def evaluate(
 ) -> Outputs:
     """Scores and probabilities of one case; `hcr` by name, `dtl` (n,) in the order of `models.pca.inputs`.
 
-    `classifiers`: those of a bundle that is `running`; ValueError where a model has one that is not among them.
+    `classifiers`: those of a bundle that is `running`; RuntimeError where a model has one that is not among them.
     """
     linear = linear_scores(models, hcr=hcr, dtl=dtl)
     scores: dict[Branch, float] = {
@@ -575,7 +575,7 @@ def _probability(
     if model.classifier is None:
         return model.probability(score)
     if branch not in classifiers:
-        raise ValueError(f"the {branch} model's classifier is not running (see Bundle.running)")
+        raise RuntimeError(f"the {branch} model's classifier is not running (see Bundle.running)")
     z = np.array(list(model.z(values).values()), dtype=np.float64)
     return model.classifier.platt.probability(classifiers[branch](z))
 

@@ -98,8 +98,8 @@ def score(
 ) -> Classification:
     """The classification of one case; `age` in whole years, `sex` "F" or "M", each None where unknown.
 
-    ValueError where a vector is of another list or protocol than the bundle's, or where the bundle has ONNX classifiers
-    and is not running.
+    ValueError where a vector is of another list or protocol than the bundle's; RuntimeError where the bundle has ONNX
+    classifiers and is not `running`.
     """
     check_features(bundle, hcr=hcr, dtl=dtl)
     models = bundle.models

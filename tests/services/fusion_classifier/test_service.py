@@ -10,7 +10,7 @@ import pytest
 from services.fusion_classifier.service import build, classify
 from services.fusion_classifier.settings import FusionClassifierSettings
 from shared.fracture import keys
-from shared.fracture.bundle import Bundle
+from shared.fracture.bundle import Bundle, BundleError, load_bundle
 from shared.fracture.features import FeatureVector
 from shared.fracture.ids import digest
 from shared.fracture.messages import CaseNotEvaluated, Fact, FeaturesExtracted, FractureClassified
@@ -20,7 +20,13 @@ from shared.fracture.scoring import Classification, score
 from shared.pipeline.errors import NewerSchema, Reject, Retry
 from shared.pipeline.folder_store import FolderStore
 from shared.records.archive import read_record, write_record
-from tests.fixtures.small_bundle import load_small_bundle, small_vectors
+from tests.fixtures.small_bundle import (
+    load_small_bundle,
+    reseal,
+    small_vectors,
+    stump,
+    write_classifier_bundle,
+)
 
 CASE, SERIES, STUDY = digest("case"), digest("series"), digest("study")
 
@@ -228,3 +234,38 @@ def test_the_service_hands_its_messages_on(bundle: Bundle, store: FolderStore) -
 
     assert service.queues == ("fusion-classifier",)
     assert [type(one) for one in told] == [FractureClassified]
+
+
+def test_a_bundle_with_classifiers_is_run_from_the_start(tmp_path: Path) -> None:
+    bundle = load_bundle(write_classifier_bundle(tmp_path / "bundle"))
+    store = FolderStore(tmp_path / "store")
+    _put_case(store, bundle)
+    _put_vectors(store, bundle, "hcr", "dtl")
+    service = build(store=store, bundle=bundle)
+
+    told = list(service.handlers[FeaturesExtracted](_fact(bundle)))
+
+    hcr, dtl = small_vectors(bundle)
+    expected = score(bundle.running(), hcr=hcr, dtl=dtl, age=60, sex="F")
+    found = _record(bundle, store).classification
+    assert [type(one) for one in told] == [FractureClassified]
+    assert (found["probability"], found["prediction_set"]) == (expected.probability, ["acute"])
+    assert (found["classifier"], found["score_kind"]) == ("random-forest", "lasso")
+
+
+def test_a_service_whose_classifier_gives_other_numbers_does_not_start(tmp_path: Path) -> None:
+    folder = write_classifier_bundle(tmp_path / "bundle")
+    (folder / "classifier-fusion.onnx").write_bytes(stump(width=3, feature=0, left=0.125, right=0.25))
+    bundle = load_bundle(reseal(folder))
+
+    with pytest.raises(BundleError, match="golden vector 1 gives a fusion probability of"):
+        build(store=FolderStore(tmp_path / "store"), bundle=bundle)
+
+
+def test_a_record_holds_no_field_that_its_bundle_does_not_use(bundle: Bundle, store: FolderStore) -> None:
+    _put_vectors(store, bundle, "hcr", "dtl")
+
+    _classify(bundle, store)
+
+    written = set(_record(bundle, store).classification)
+    assert not written & {"prediction_set", "indeterminate", "score_kind", "classifier"}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shared.fracture import keys
+from shared.fracture.bundle import ClassifierKind, ClassName, ScoreKind
 from shared.fracture.ids import digest
 from shared.fracture.messages import (
     CaseDeadLettered,
@@ -41,7 +42,14 @@ from shared.fracture.records import (
     SweepSeries,
     Warned,
 )
-from shared.fracture.scoring import DEMO_FLAG, RESEARCH_FLAG, Classification, Contribution, OutsideRange
+from shared.fracture.scoring import (
+    DEMO_FLAG,
+    INDETERMINATE_FLAG,
+    RESEARCH_FLAG,
+    Classification,
+    Contribution,
+    OutsideRange,
+)
 from shared.fracture.volume import Geometry, Mask, Volume, to_nrrd
 from shared.pipeline.store import Store
 from tests.fixtures.small_bundle import NOMOGRAM, small_files, small_manifest
@@ -72,6 +80,9 @@ class SampleCase:
     reason: str = "the mask touches the border of the scan"
     warnings: tuple[Warned, ...] = ()
     with_crop: bool = True
+    prediction_set: tuple[ClassName, ...] | None = None
+    score_kind: ScoreKind = "logistic"
+    classifier: ClassifierKind | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +218,7 @@ def write_end(store: Store, study: SampleStudy, case: SampleCase, bundle: Sample
             series_id=study.series_id,
             level=case.level,
             protocols=bundle.protocols,
-            classification=classification(study, case, bundle).model_dump(mode="json"),
+            classification=classification(study, case, bundle).model_dump(mode="json", exclude_defaults=True),
         ),
         "not-evaluated": NotEvaluated(
             case_id=case_id, kind="guard", service="resampler", reasons=(case.reason,), codes=("border",)
@@ -229,6 +240,7 @@ def classification(study: SampleStudy, case: SampleCase, bundle: SampleBundle) -
     probability = sigmoid(case.score)
     threshold = bundle.manifest.threshold
     known = study.age is not None and study.sex is not None
+    indeterminate = case.prediction_set is not None and len(case.prediction_set) != 1
     return Classification(
         bundle_id=bundle.manifest.bundle_id,
         bundle_kind=bundle.manifest.kind,
@@ -257,7 +269,16 @@ def classification(study: SampleStudy, case: SampleCase, bundle: SampleBundle) -
         if known
         else None,
         nomogram_absent=None if known else "the patient's age is not known",
-        flags=(RESEARCH_FLAG, DEMO_FLAG, "1 of 24 selected features lie outside the range seen in training"),
+        flags=(
+            RESEARCH_FLAG,
+            DEMO_FLAG,
+            *([INDETERMINATE_FLAG] if indeterminate else []),
+            "1 of 24 selected features lie outside the range seen in training",
+        ),
+        prediction_set=case.prediction_set,
+        indeterminate=indeterminate,
+        score_kind=case.score_kind,
+        classifier=case.classifier,
     )
 
 

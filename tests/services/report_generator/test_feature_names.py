@@ -14,6 +14,7 @@ from services.report_generator.feature_names import feature_in_words
         ("squareroot_gldm_DependenceEntropy", "GLDM: dependence entropy, squareroot of the image"),
         ("original_glcm_Idmn", "GLCM: IDMN"),
         ("original_glrlm_LongRunHighGrayLevelEmphasis", "GLRLM: long run high gray level emphasis"),
+        ("dtl_logit", "Deep features, the network's logit"),
         ("pca_003", "Deep features, component 4"),
         ("something else", "something else"),
         ("<b>_glcm_", "GLCM: , <b> of the image"),

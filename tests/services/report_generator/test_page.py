@@ -11,6 +11,7 @@ from services.report_generator.reports import read_report, read_views
 from services.report_generator.service import build
 from services.report_generator.settings import ReportGeneratorSettings
 from services.report_generator.study_report import DEMONSTRATION, FRACTURE_BASIS
+from shared.fracture.bundle import ClassName
 from shared.fracture.messages import SweepClosed
 from shared.fracture.records import Warned
 from shared.pipeline.store import Store
@@ -198,3 +199,56 @@ def test_names_stand_in_a_named_copy_alone(store: Store, bundle: SampleBundle, n
 
     assert ("Musterfrau, Erika" in words) is named
     assert ("2026-11-22" in words) is named
+
+
+def test_an_indeterminate_vertebra_is_marked_in_summary_card_and_warnings(
+    store: Store, bundle: SampleBundle, tmp_path: Path
+) -> None:
+    study = SampleStudy(cases=(SampleCase(level="L1", prediction_set=("chronic", "acute")), SampleCase(level="L2")))
+
+    html = page_of(store, study, bundle)
+
+    words = Page(html).words
+    assert html.count('<span class="call indeterminate">indeterminate</span>') == 1
+    assert words.count("indeterminate: MRI recommended") >= 3
+    assert "Prediction set: chronic or acute. Neither class is ruled out at the error rate" in words
+    assert words.count("Prediction set:") == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction_set", "says"),
+    [
+        ((), "Prediction set: empty. Neither class fits at the error rate that the model was given: MRI recommended."),
+        (("acute",), "Prediction set: acute. The other class is ruled out at the error rate"),
+    ],
+)
+def test_a_prediction_set_is_put_into_words(
+    store: Store, bundle: SampleBundle, prediction_set: tuple[ClassName, ...], says: str
+) -> None:
+    words = Page(
+        page_of(store, SampleStudy(cases=(SampleCase(level="L1", prediction_set=prediction_set),)), bundle)
+    ).words
+
+    assert says in words
+
+
+def test_pushes_are_in_log_odds_unless_the_score_is_a_lassos(store: Store, bundle: SampleBundle) -> None:
+    study = SampleStudy(
+        cases=(SampleCase(level="L1", score_kind="lasso", classifier="xgboost"), SampleCase(level="L2"))
+    )
+
+    words = Page(page_of(store, study, bundle)).words
+
+    assert words.count("In log odds") == 1
+    assert words.count("Shares of the LASSO's linear score, which is not in log odds") == 1
+    assert words.count("the fusion probability comes from the classifier (XGBoost), not from this linear score") == 1
+    assert words.count("The fusion probability is that of the classifier XGBoost.") == 1
+
+
+def test_the_worklist_marks_what_is_indeterminate(store: Store, bundle: SampleBundle, tmp_path: Path) -> None:
+    study = SampleStudy(cases=(SampleCase(level="L1", prediction_set=()), SampleCase(level="L2")))
+
+    words = Page(worklist_page_of(store, study, bundle, tmp_path / "out")).words
+
+    assert len(re.findall(r"acute *indeterminate", words)) == 1
+    assert "indeterminate: MRI recommended" in words

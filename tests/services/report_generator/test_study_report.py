@@ -9,7 +9,9 @@ import pytest
 
 from services.report_generator.reports import read_report
 from services.report_generator.study_report import DEMONSTRATION, FRACTURE_BASIS, StudyReport, report_schema_bytes
+from shared.fracture import keys
 from shared.fracture.records import Warned
+from shared.pipeline.errors import NewerSchema
 from shared.pipeline.store import Store
 from shared.records.ledger import study_state
 from tests.services.report_generator.sample import SampleBundle, SampleCase, SampleStudy, write_study
@@ -141,3 +143,35 @@ def test_a_result_of_another_bundle_is_not_shown_as_this_ones(store: Store, bund
 
     with pytest.raises(ValueError, match="cannot be shown with bundle ffffffffffff"):
         read_report(store, state, bundle=other)
+
+
+def test_a_result_shows_its_prediction_set_and_what_its_score_is(store: Store, bundle: SampleBundle) -> None:
+    study = SampleStudy(
+        cases=(SampleCase(level="L1", prediction_set=(), score_kind="lasso", classifier="svm"), SampleCase(level="L2"))
+    )
+    schema = json.loads(SCHEMA.read_bytes())
+
+    report = report_of(store, study, bundle)
+
+    of = {case.level: case.result for case in report.scored}
+    first, second = of["L1"], of["L2"]
+    assert first is not None
+    assert second is not None
+    assert (first.prediction_set, first.indeterminate, first.score_kind, first.classifier) == ((), True, "lasso", "svm")
+    assert (second.prediction_set, second.indeterminate, second.classifier) == (None, False, None)
+    jsonschema.validate(json.loads(report.to_bytes()), schema, cls=jsonschema.Draft202012Validator)
+
+
+def test_a_result_of_a_newer_version_waits_for_the_upgrade(store: Store, bundle: SampleBundle) -> None:
+    study = SampleStudy()
+    write_study(store, study, bundle)
+    key = keys.outcome("classified", bundle.protocols.scope, study.case_id("L1"))
+    record = json.loads(store.get(key))
+    store.delete(key)
+    record["classification"]["colour"] = "red"
+    store.put(key, json.dumps(record).encode())
+    state = study_state(store, study.study_id, bundle.protocols.scope)
+    assert state is not None
+
+    with pytest.raises(NewerSchema, match="upgrade the report-generator"):
+        read_report(store, state, bundle=bundle)

@@ -152,3 +152,16 @@ def test_the_pages_of_a_worklist_link_to_the_reports_where_they_lie(
 
     for study_id, report_id in worklist.reports.items():
         assert f'href="../../reports/{study_id}/{report_id}.html"' in page
+
+
+def test_an_indeterminate_row_says_so_in_model_and_csv(store: Store, bundle: SampleBundle) -> None:
+    study = SampleStudy(
+        cases=(SampleCase(level="L1", prediction_set=("chronic", "acute")), SampleCase(level="L2", score=-2.0))
+    )
+
+    worklist = made_of(store, (study,), bundle)
+
+    rows = rows_of(to_csv(worklist, link=link))
+    assert [row.indeterminate for row in worklist.rows] == [True, False]
+    assert [row["indeterminate"] for row in rows if row["decision"]] == ["yes", ""]
+    assert "indeterminate: MRI recommended" in rows[0]["warnings"]

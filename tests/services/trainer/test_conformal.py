@@ -20,14 +20,15 @@ def _cases(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray
 def test_of_each_class_the_share_outside_its_set_is_about_alpha(alpha: float) -> None:
     rng = np.random.default_rng(1)
     covered: dict[int, list[bool]] = {0: [], 1: []}
-    for _ in range(200):
-        probability, acute = _cases(rng, 150)
+    for _ in range(100):
+        probability, acute = _cases(rng, 60)
         limits = fit_conformal(*_cases(rng, 100), alpha=alpha)
         for one, label in zip(probability, acute, strict=True):
             covered[int(label)].append(("acute" if label else "chronic") in limits.prediction_set(float(one)))
 
     for inside in covered.values():
-        assert 1 - alpha - 0.005 <= np.mean(inside) <= 1 - alpha + 0.03
+        # a limit from 40 cases covers 37 of 41 in the mean; a hundred of them leave half a percent of chance
+        assert 1 - alpha - 0.02 <= np.mean(inside) <= 1 - alpha + 0.04
 
 
 def test_the_limit_is_the_finite_sample_quantile_of_the_nonconformity() -> None:

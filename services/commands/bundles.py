@@ -1,0 +1,86 @@
+"""`fracture-sweep bundle check | show | diff`: what a bundle is, whether it is to be used, and what changed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.commands.terminal import EXIT_UNUSABLE
+from shared.pipeline.errors import FractureSweepError
+
+if TYPE_CHECKING:
+    from shared.fracture.bundle import Bundle
+
+
+def check(folder: Path) -> Bundle:
+    """The bundle of a folder with every check that the services make at their start, its network's golden image too.
+
+    BundleError with one sentence where one of them fails; FractureSweepError where onnxruntime is not installed.
+    """
+    from shared.fracture.bundle import BundleError, load_bundle
+
+    try:
+        from services.deep_extractor.network import Network, check_golden
+    except ModuleNotFoundError as error:
+        raise FractureSweepError(
+            f"a bundle is checked with {error.name}, which is not installed (pip install "
+            "'fracture-sweep[deep-extractor]')"
+        ) from None
+    bundle = load_bundle(folder, run_classifiers=True)
+    try:
+        check_golden(Network(bundle.network_bytes(), device="cpu"), bundle.golden.image)
+    except FractureSweepError as error:
+        raise BundleError(str(error)) from error
+    return bundle
+
+
+def check_bundles(
+    paths: Annotated[list[Path], typer.Argument(help="Folders of bundles.", metavar="BUNDLE…")],
+) -> None:
+    """Load bundles as the services do, golden vectors and golden image computed; one line each.
+
+    Exit code 2 where one is not to be used; the sentence that says why stands on standard error.
+    """
+    from shared.fracture.bundle import BundleError
+    from shared.fracture.bundle_diff import summary
+
+    refused = 0
+    for path in paths:
+        try:
+            bundle = check(path)
+        except BundleError as error:
+            refused += 1
+            sys.stderr.write(f"fracture-sweep: {path}: {error}\n")
+        else:
+            count = len(bundle.golden.vectors)
+            vectors = f"{count} golden vector{' comes' if count == 1 else 's come'} out, and so does the golden image"
+            typer.echo(f"{path}: {summary(bundle)}; {vectors}")
+    if refused:
+        raise typer.Exit(EXIT_UNUSABLE)
+
+
+def show(path: Annotated[Path, typer.Argument(help="The folder of a bundle.", metavar="BUNDLE")]) -> None:
+    """What a bundle holds: protocols, models, thresholds, training, metrics, files."""
+    from shared.fracture.bundle import load_bundle
+    from shared.fracture.bundle_diff import description
+
+    for line in description(load_bundle(path)):
+        typer.echo(line)
+
+
+def diff(
+    old: Annotated[Path, typer.Argument(help="The folder of the older bundle.", metavar="OLD")],
+    new: Annotated[Path, typer.Argument(help="The folder of the newer bundle.", metavar="NEW")],
+) -> None:
+    """What changed from one bundle to another, in words."""
+    from shared.fracture.bundle import load_bundle
+    from shared.fracture.bundle_diff import differences, summary
+
+    bundles = load_bundle(old), load_bundle(new)
+    for path, bundle in zip((old, new), bundles, strict=True):
+        typer.echo(f"{path}: {summary(bundle)}")
+    for line in differences(*bundles) or ("nothing changed: it is the same bundle",):
+        typer.echo(line)
