@@ -75,6 +75,10 @@ app = typer.Typer(
 )
 dead_letters_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was given up, and why.")
 app.add_typer(dead_letters_app, name="dead-letters")
+phantoms_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Synthetic studies, for demonstration, tests and studies of method."
+)
+app.add_typer(phantoms_app, name="phantoms")
 
 out_console = Console(soft_wrap=True)
 err_console = Console(stderr=True, soft_wrap=True)
@@ -169,12 +173,12 @@ class Bars:
 
 
 @contextmanager
-def bars(*, of_bytes: bool = False) -> Iterator[Progress]:
+def bars(*, of_bytes: bool = False, time_left: bool = False) -> Iterator[Progress]:
     """Progress bars on standard error (nothing where it is no terminal)."""
     measures: tuple[ProgressColumn, ...] = (
         (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
         if of_bytes
-        else (MofNCompleteColumn(), TimeElapsedColumn())
+        else (MofNCompleteColumn(), TimeElapsedColumn(), *((TimeRemainingColumn(),) if time_left else ()))
     )
     with Progress(
         SpinnerColumn(),
@@ -839,8 +843,8 @@ def _print_reasons(found: Any) -> None:
 
 
 # making -------------------------------------------------------------------------------------------------------------
-@app.command()
-def phantoms(
+@phantoms_app.command("archive")
+def phantom_archive(
     folder: Annotated[Path, typer.Argument(help="Where the studies go.")],
     patients: Annotated[int, typer.Option("--patients", min=1, help="How many patients.")] = 8,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same studies.")] = 1,
@@ -861,6 +865,35 @@ def phantoms(
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     out_console.print(f"{patients} phantom patients in {folder} (synthetic, no clinical meaning)")
+
+
+@phantoms_app.command("cohort")
+def phantom_cohort(
+    folder: Annotated[Path, typer.Argument(help="Where the cohort goes; one that was begun there is gone on with.")],
+    patients: Annotated[int, typer.Option("--patients", min=1, help="How many patients.")] = 365,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same cohort.")] = 7,
+    kappa: Annotated[
+        float, typer.Option("--kappa", min=0.0, max=1.0, help="How different acute and chronic phantoms are.")
+    ] = 0.85,
+    readers: Annotated[
+        int, typer.Option("--readers", min=0, help="So many training patients have masks of three readers.")
+    ] = 30,
+    nifti: Annotated[bool, typer.Option("--nifti", help="NIfTI in the place of DICOM; quicker.")] = False,
+    processes: Annotated[int, typer.Option("--processes", min=0, help="Patients at once; 0 takes every core.")] = 0,
+) -> None:
+    """Make a phantom cohort with its COHORT.csv, to train on: synthetic, no clinical meaning."""
+    from services.trainer.phantoms.training_cohort import PhantomCohort, write_training_cohort
+
+    cohort = PhantomCohort(patients=patients, seed=seed, kappa=kappa, readers=readers, nifti=nifti)
+    with bars(time_left=True) as progress:
+        task = progress.add_task("phantoms made", total=patients)
+        path = write_training_cohort(
+            folder,
+            cohort,
+            processes=processes,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    out_console.print(f"{patients} phantom patients, table {path} (synthetic, no clinical meaning)")
 
 
 @app.command("keys")
