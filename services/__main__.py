@@ -76,7 +76,9 @@ app = typer.Typer(
 dead_letters_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was given up, and why.")
 app.add_typer(dead_letters_app, name="dead-letters")
 phantoms_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Synthetic studies, for demonstration, tests and studies of method."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Synthetic studies: an archive to sweep, or a cohort to train on.",
 )
 app.add_typer(phantoms_app, name="phantoms")
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+from services.trainer.settings import SplitSettings
+from shared.pipeline.errors import FractureSweepError
 
 
 def held_out(
@@ -20,3 +25,53 @@ def held_out(
         order = rng.permutation(len(members))
         chosen += [members[place] for place in order[: round(share * len(members))]]
     return np.isin(patient, chosen)
+
+
+class SplitError(FractureSweepError):
+    """The cohort cannot be split as it was asked for."""
+
+
+def held_out_rows(
+    *,
+    patient: NDArray[np.int64],
+    acute: NDArray[np.int64],
+    split: Sequence[str],
+    site: Sequence[str],
+    settings: SplitSettings,
+    seed: int,
+) -> NDArray[np.bool_]:
+    """Which rows are held out, by the settings (all arguments have one entry a row). SplitError where it cannot be.
+
+    random: a stratified share of the patients; column: rows whose `split` is test; site: all rows of `test_site`.
+    """
+    if settings.by == "random":
+        return held_out(patient, acute, share=settings.test_share, seed=seed)
+    if settings.by == "column":
+        if set(split) - {"train", "test"}:
+            raise SplitError("the cohort is split by its column `split`, which is not train or test in every row")
+        test = np.array([value == "test" for value in split], dtype=np.bool_)
+    else:
+        if not settings.test_site:
+            raise SplitError("the cohort is split by site: name the site that is held out (split.test_site)")
+        if settings.test_site not in site:
+            known = ", ".join(sorted({name for name in site if name})) or "none"
+            raise SplitError(
+                f"no row is of the site {settings.test_site!r} that is to be held out (there are: {known})"
+            )
+        test = np.array([name == settings.test_site for name in site], dtype=np.bool_)
+    check_disjoint(test, {"patient": [int(number) for number in patient]})
+    return test
+
+
+def check_disjoint(test: NDArray[np.bool_], groups: Mapping[str, Sequence[Hashable]]) -> None:
+    """SplitError where a patient, study, accession or image lies on both sides. `groups`: name → one entry a row.
+
+    Empty entries ('') are unknown and belong to nothing. The error holds counts, never the entries.
+    """
+    for name, entries in groups.items():
+        if len(entries) != len(test):
+            raise ValueError(f"{len(entries)} entries of {name} for {len(test)} rows")
+        held = {entry for entry, out in zip(entries, test, strict=True) if out and entry != ""}
+        both = held & {entry for entry, out in zip(entries, test, strict=True) if not out}
+        if both:
+            raise SplitError(f"training and test rows are not apart by {name}: {len(both)} on both sides")
