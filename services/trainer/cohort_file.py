@@ -9,7 +9,7 @@ the error for the user who gave the file, and nowhere else.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -344,30 +344,42 @@ def _fitting_faults(drafts: Sequence[_Draft], settings: TrainingSettings) -> lis
     if test is None:
         return []
     training = [row for row, out in zip(drafts, test, strict=True) if not out]
-    held = [row for row, out in zip(drafts, test, strict=True) if out]
+    sizes = size_faults(
+        patient=[row.patient for row in drafts],
+        acute=[bool(row.acute) for row in drafts],
+        test=test,
+        settings=settings,
+    )
+    return sizes + _repeat_faults(training, settings)
+
+
+def size_faults(
+    *, patient: Sequence[Hashable], acute: Sequence[bool], test: Sequence[bool], settings: TrainingSettings
+) -> list[RowFault]:
+    """Which steps need more patients than there are: each says what it needs, and what the cohort has."""
     faults = []
-    for part, rows in (("the training part", training), ("the test part", held)):
-        faults += _class_faults([row.acute for row in rows], part=part)
-        if not rows:
+    for part, out in (("the training part", False), ("the test part", True)):
+        classes = [one for one, held in zip(acute, test, strict=True) if held is out]
+        faults += _class_faults(classes, part=part)
+        if not classes:
             faults.append(RowFault(0, "", f"too few patients: {part} of the split has none"))
-    patients = {row.patient for row in training}
+    training = [(who, one) for who, one, held in zip(patient, acute, test, strict=True) if not held]
+    patients = len({who for who, _ in training})
     needs = [
-        ("the LASSO's folds (selection.folds)", settings.selection.folds, len(patients)),
-        ("the out-of-fold scores (classifiers.out_of_fold)", settings.classifiers.out_of_fold, len(patients)),
+        ("the LASSO's folds (selection.folds)", settings.selection.folds, patients),
+        ("the out-of-fold scores (classifiers.out_of_fold)", settings.classifiers.out_of_fold, patients),
     ]
-    for acute, word in ((True, "acute"), (False, "chronic")):
-        having = {row.patient for row in training if row.acute is acute}
+    for wanted, word in ((True, "acute"), (False, "chronic")):
         step = f"the classifiers' folds (classifiers.folds) in {word} vertebrae"
-        needs.append((step, settings.classifiers.folds, len(having)))
+        needs.append((step, settings.classifiers.folds, len({who for who, one in training if one is wanted})))
     if settings.network.mode == "crossfit":
-        step = "the network's folds (network.crossfit_folds)"
-        needs.append((step, settings.network.crossfit_folds, len(patients)))
+        needs.append(("the network's folds (network.crossfit_folds)", settings.network.crossfit_folds, patients))
     faults += [
         RowFault(0, "", f"too few patients: {step} need {need}, the training part has {have}")
         for step, need, have in needs
         if have < need
     ]
-    return faults + _repeat_faults(training, settings)
+    return faults
 
 
 def _repeat_faults(training: Sequence[_Draft], settings: TrainingSettings) -> list[RowFault]:

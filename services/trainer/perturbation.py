@@ -7,7 +7,7 @@ voxel, the image gets noise of the strength that it shows already. One perturbat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,20 @@ def draw(rng: np.random.Generator) -> Perturbation:
     )
 
 
+def perturbed_rows(patient: NDArray[np.int64], training: NDArray[np.bool_], *, count: int, seed: int) -> list[int]:
+    """Which training rows are perturbed: `count` at random, of as many patients as there are; in ascending order."""
+    order = np.random.default_rng([seed, 8]).permutation(np.flatnonzero(training))
+    seen: dict[int, int] = {}
+    turns: list[tuple[int, int, int]] = []
+    for row in order:
+        turn = seen.get(int(patient[row]), 0)
+        seen[int(patient[row])] = turn + 1
+        turns.append((turn, len(turns), int(row)))
+    return sorted(row for _, _, row in sorted(turns)[:count])
+
+
 def perturbed(image: Volume, mask: Mask, change: Perturbation, *, window_hu: tuple[int, int]) -> tuple[Volume, Mask]:
-    """The crop (int16 HU within the window) and its mask (uint8) after the change. ValueError: nothing of it is left."""
+    """The crop (int16 HU within the window) and its mask (uint8) after the change. ValueError: no mask is left."""
     inside = mask.voxels != 0
     if not inside.any():
         raise ValueError("the mask of the crop is empty")
@@ -52,11 +64,11 @@ def perturbed(image: Volume, mask: Mask, change: Perturbation, *, window_hu: tup
     if not changed.any():
         raise ValueError("nothing is left of the mask when a voxel is taken from its border")
     noise = np.random.default_rng(change.noise_seed).standard_normal(image.voxels.shape) * noise_hu(image.voxels)
-    voxels = np.clip(np.rint(image.voxels + noise), *window_hu).astype(np.int16)
+    voxels = np.clip(np.rint(image.voxels.astype(np.float64) + noise), *window_hu).astype(np.int16)
     return Volume(voxels=voxels, geometry=image.geometry), Mask(voxels=changed.astype(np.uint8), geometry=mask.geometry)
 
 
-def noise_hu(voxels: NDArray[np.int16]) -> float:
+def noise_hu(voxels: NDArray[Any]) -> float:
     """The noise that a crop (z, y, x) shows in its slices: robust SD of the diagonal differences of 2 × 2 voxels."""
     even = voxels[:, : voxels.shape[1] // 2 * 2, : voxels.shape[2] // 2 * 2].astype(np.float64)
     diagonal = (even[:, ::2, ::2] - even[:, 1::2, ::2] - even[:, ::2, 1::2] + even[:, 1::2, 1::2]) / 2
