@@ -86,7 +86,7 @@ from shared.fracture.topology import QUEUES, RADIOMICS_EXTRACTOR, RESAMPLER, SEG
 from shared.fracture.volume import mask_from_nrrd, to_nrrd, volume_from_nrrd
 from shared.pipeline.broker import Depth
 from shared.pipeline.embedded import Counted, Embedded
-from shared.pipeline.errors import FractureSweepError, OverBudget, Retry
+from shared.pipeline.errors import FractureSweepError, OverBudget, Reject, Retry
 from shared.pipeline.memory_broker import MemoryBroker
 from shared.pipeline.metrics import Metrics
 from shared.pipeline.recorder import Recorder
@@ -324,7 +324,7 @@ def deep_features(
             for one in ready[start : start + settings.batch_size]
         ]
         for answer in extract_batch(part, store=store, network=loaded, protocol=protocol):
-            if isinstance(answer, FractureSweepError):
+            if isinstance(answer, FractureSweepError | Retry | Reject | OverBudget):
                 raise FractureSweepError(f"the deep features of a case cannot be had: {answer}") from answer
             if isinstance(answer, Exception):
                 raise answer

@@ -7,6 +7,8 @@ the same study gives it, and what the sweep extracted is not extracted again. On
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,6 +128,10 @@ class PairJudge:
             )
             one.judge(default_labels=None, default_roi=None)
             judged[column] = one
+        image = judged["mask"].image
+        if image is not None and self.base.resolve().is_relative_to(image.resolve()):
+            faults.append(RowFault(row.line, "image", "holds the cohort file itself: give the folder of one series"))
+            judged["mask"].image = None
         first = judged["mask"].mask
         if first is None:
             return judged
@@ -222,10 +228,18 @@ class PairJudge:
 
 
 def image_files(path: Path) -> list[Path]:
-    """The files of an image: itself, or those of DICOM in a folder (told by their preamble)."""
+    """The files of an image: itself, or those of DICOM in a folder (told by their preamble; no link is followed)."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file() and _has_preamble(file))
+    files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
+    return sorted(file for file in files if _is_regular(file) and _has_preamble(file))
+
+
+def _is_regular(file: Path) -> bool:
+    try:
+        return stat.S_ISREG(file.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _has_preamble(file: Path) -> bool:
