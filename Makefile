@@ -48,7 +48,7 @@ setup: $(VENV)/.setup ## the virtual environment .venv with all services (no tor
 	@echo "ready: $(BIN)/fracture-sweep --help"
 
 demo: setup ## the main job on phantoms: make an archive, sweep it, print the worklist
-	$(BIN)/fracture-sweep phantoms $(DEMO)/archive --patients 8 --seed 11
+	$(BIN)/fracture-sweep phantoms archive $(DEMO)/archive --patients 8 --seed 11
 	$(KEYS) $(BIN)/fracture-sweep run $(DEMO)/archive --out $(DEMO)/results$(if $(SITE),-site)
 
 # -- the whole system by docker compose (docs/distributed.md) ----------------------------------------------------------
@@ -89,7 +89,7 @@ export: ## worklist and reports into OUT=results
 
 demo-distributed: up ## make demo's archive and worklist, by the whole system
 	@mkdir -p $(DEMO)/distributed
-	$(COMPOSE) run --rm $(AS_ME) --volume "$(abspath $(DEMO)):/demo" cli phantoms /demo/archive --patients 8 --seed 11
+	$(COMPOSE) run --rm $(AS_ME) --volume "$(abspath $(DEMO)):/demo" cli phantoms archive /demo/archive --patients 8 --seed 11
 	$(MAKE) submit INPUT=$(DEMO)/archive SWEEP=demo
 	$(MAKE) status
 	$(MAKE) export OUT=$(DEMO)/distributed

@@ -63,9 +63,17 @@ def build(
     network = load_network(bundle, chosen)
     if tell_device is not None:
         tell_device(DEEP_EXTRACTOR, network.device)
+    return deep_service(store=store, network=network, protocol=bundle.manifest.dtl, settings=chosen)
+
+
+def deep_service(
+    *, store: Store, network: Network, protocol: DtlProtocol, settings: DeepExtractorSettings | None = None
+) -> Service:
+    """The deep extractor over a store, for a loaded network and its protocol."""
+    chosen = settings or DeepExtractorSettings()
 
     def cases_ready(facts: Sequence[BaseModel]) -> Sequence[Answer]:
-        return extract_batch(facts, store=store, network=network, protocol=bundle.manifest.dtl)
+        return extract_batch(facts, store=store, network=network, protocol=protocol)
 
     return Service(
         name=DEEP_EXTRACTOR,

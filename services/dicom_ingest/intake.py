@@ -66,6 +66,17 @@ def content_sha256(volume: Volume) -> str:
     return hashlib.sha256(np.ascontiguousarray(volume.voxels).tobytes() + repr(volume.geometry).encode()).hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredSeries:
+    """What became of one series that was stored for itself: its line, and the fact to tell."""
+
+    study_id: str
+    line: PlannedSeries
+    fact: SeriesStored | SeriesRejected
+    fault: str = ""
+    """Why the images that came now are not those that are durable (which stand)."""
+
+
 class Intake:
     """Stores collected series under pseudonymous ids. `judged_by`: the settings whose change judges a series anew."""
 
@@ -100,6 +111,25 @@ class Intake:
             facts=self._facts(study_id, planned),
             new=fresh or revised,
             unjoined=unjoined,
+        )
+
+    def store_series(self, identity: PatientIdentity, series: CollectedSeries) -> StoredSeries:
+        """Store one series for training: no report follows, so no plan of its study is made or changed.
+
+        What a sweep planned stays as it is; the ids are those that a sweep would give.
+        """
+        study_id = self.study_id(identity) if identity.study_instance_uid else ""
+        study_id = study_id or self._pseudonyms.content_id("study", series.content_sha256.encode())
+        unjoined: dict[str, str] = {}
+        line, _ = self._store_series(study_id, identity, series, unjoined)
+        fact = SeriesRejected if line.rejected else SeriesStored
+        return StoredSeries(
+            study_id=study_id,
+            line=line,
+            fact=fact(
+                study_id=study_id, series_id=line.series_id, manifest_id=line.manifest_id, protocols=self._protocols
+            ),
+            fault=unjoined.get(line.series_id, ""),
         )
 
     def study_id(self, identity: PatientIdentity) -> str:

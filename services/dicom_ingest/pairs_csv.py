@@ -7,9 +7,6 @@ are identifiers: they stand in the error for the user who gave the file, and now
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +16,10 @@ from typing import Final, Literal
 import numpy as np
 
 from services.dicom_ingest.collected import CollectedMask, CollectedSeries
+from services.dicom_ingest.headers import MaskObject, NotAnInstance, read_header
 from services.dicom_ingest.label_maps import LARGEST_LABEL, LabelMap, LabelMapError, is_level, load_label_map
 from services.dicom_ingest.level_masks import LevelMask, MaskRefused, ReadMask, merge_levels
+from services.dicom_ingest.mask_choice import masks_of_series
 from services.dicom_ingest.masks_nifti import (
     NiftiRefused,
     content_sha256,
@@ -28,6 +27,8 @@ from services.dicom_ingest.masks_nifti import (
     read_nifti_mask,
     read_nifti_volume,
 )
+from services.dicom_ingest.settings import IngestSettings
+from shared.fracture.csv_rows import RowFault, read_rows
 from shared.fracture.levels import sort_key
 from shared.fracture.protocol import RoiKind
 from shared.fracture.records import Acquisition, Demographics, Warned
@@ -75,7 +76,10 @@ class PairedMask:
     line: int
     masks: tuple[Path, ...]
     labels: LabelMap
-    roi: RoiKind
+    roi: RoiKind | None
+    """None for DICOM masks alone, whose codes and names say it."""
+    dicom: bool = False
+    """The masks are DICOM SEG or RTSTRUCT; `labels` are not looked at."""
     bodies: tuple[Path, ...] = ()
     body_labels: tuple[int, ...] = ()
     """Values of the body masks that are bodies; none: every value above 0."""
@@ -130,67 +134,47 @@ def parse_pairs(
     text: str, *, base: Path, default_labels: LabelMap | None, default_roi: RoiKind | None
 ) -> tuple[PairedImage, ...]:
     """The images of a CSV's text, whose paths are relative to `base`. Raises PairsError with all faults."""
-    if "\0" in text:
-        raise PairsError(["it holds binary data: this is no CSV of pairs"])
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[tuple[int, list[str]]] = []
-    try:
-        for row in reader:
-            rows.append((reader.line_num, row))
-    except csv.Error as error:
-        raise PairsError([f"line {reader.line_num}: a quote is not closed or stands in the wrong place"]) from error
-    rows = [(line, [cell.strip() for cell in row]) for line, row in rows if any(cell.strip() for cell in row)]
+    rows, found = read_rows(text, columns=COLUMNS, required=REQUIRED, what="CSV of pairs")
     if not rows:
-        raise PairsError(["it is empty: a CSV of pairs has a header line and one row an image"])
-    faults = _header_faults(rows[0][1])
-    if faults:
-        raise PairsError(faults)
-    header = rows[0][1]
-    if len(rows) == 1:
-        raise PairsError(["it has a header and no rows"])
-
+        raise PairsError([str(fault) for fault in found])
+    faults = list(found)
     maps: dict[str, LabelMap | str] = {}
-    read: list[_Row] = []
-    for line, cells in rows[1:]:
-        if len(cells) > len(header):
-            faults.append(f"line {line}: {len(cells)} fields, the header has {len(header)} (quote fields with commas)")
-            continue
-        values = dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=True))
-        judged = _Row(line=line, values=values, base=base, maps=maps, faults=faults)
+    read: list[PairRow] = []
+    for one in rows:
+        judged = PairRow(line=one.line, values=one.values, base=base, maps=maps, faults=faults)
         judged.judge(default_labels=default_labels, default_roi=default_roi)
         read.append(judged)
     images = _by_image(read, faults)
     if faults:
-        raise PairsError(faults)
+        raise PairsError([str(fault) for fault in sorted(faults, key=lambda fault: fault.line)])
     return images
 
 
-def _header_faults(header: list[str]) -> list[str]:
-    if len(header) == 1 and any(mark in header[0] for mark in ("\t", ";")):
-        return ["line 1: the fields must be separated by commas (not by tabs or semicolons)"]
-    faults = []
-    for name in header:
-        if name in COLUMNS:
-            continue
-        near = difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.6)
-        hint = f": did you mean {near[0]!r}?" if near else f" (known: {', '.join(COLUMNS)})"
-        faults.append(f"line 1: unknown column {name!r}{hint}" if name else "line 1: a column without a name")
-    faults.extend(f"line 1: column {name!r} stands twice" for name in COLUMNS if header.count(name) > 1)
-    faults.extend(f"line 1: column {name!r} is missing" for name in REQUIRED if name not in header)
-    return faults
+class PairRow:
+    """One row while it is judged: collects its faults and the parts that were right.
 
-
-class _Row:
-    """One row while it is judged: collects its faults and the parts that were right."""
+    `mask_column` is where the masks stand. With `dicom_masks` a mask may be a DICOM SEG or RTSTRUCT of the image's
+    series: its codes and names say the levels, so it needs no labels, and `roi` only where they do not say it.
+    """
 
     def __init__(
-        self, *, line: int, values: Mapping[str, str], base: Path, maps: dict[str, LabelMap | str], faults: list[str]
+        self,
+        *,
+        line: int,
+        values: Mapping[str, str],
+        base: Path,
+        maps: dict[str, LabelMap | str],
+        faults: list[RowFault],
+        mask_column: str = "mask",
+        dicom_masks: bool = False,
     ) -> None:
         self.line = line
         self._values = values
         self._base = base
         self._maps = maps
         self._faults = faults
+        self._mask_column = mask_column
+        self._dicom_masks = dicom_masks
         self.image: Path | None = None
         self.mask: PairedMask | None = None
         self.study = values.get("study", "")
@@ -199,14 +183,16 @@ class _Row:
         self.sex: Literal["F", "M"] | None = None
 
     def _fault(self, column: str, text: str) -> None:
-        self._faults.append(f"line {self.line}, {column}: {text}")
+        self._faults.append(RowFault(self.line, column, text))
 
     def judge(self, *, default_labels: LabelMap | None, default_roi: RoiKind | None) -> None:
+        """Judge every column of the pair."""
         before = len(self._faults)
         self.image = self._path("image", self._values["image"], folders=True)
-        masks = self._paths("mask")
-        labels = self._labels(default_labels)
-        roi = self._roi(default_roi)
+        masks = self._paths(self._mask_column, dicom=self._dicom_masks)
+        dicom = self._are_dicom(masks)
+        labels = None if dicom else self._labels(default_labels)
+        roi = default_roi if dicom and not self._values.get("roi") else self._roi(default_roi)
         bodies = self._paths("body", required=False)
         if bodies and roi == "body":
             self._fault("body", "the mask holds bodies already (roi is body): nothing to cut")
@@ -214,11 +200,12 @@ class _Row:
         levels = self._levels()
         self.age = self._age()
         self.sex = self._sex()
-        if len(self._faults) == before and labels is not None and roi is not None:
+        if len(self._faults) == before and (dicom or (labels is not None and roi is not None)):
             self.mask = PairedMask(
                 line=self.line,
                 masks=masks,
-                labels=labels,
+                labels=labels or LabelMap(levels={}),
+                dicom=dicom,
                 roi=roi,
                 bodies=bodies,
                 body_labels=body_labels,
@@ -228,7 +215,19 @@ class _Row:
     def _list(self, column: str) -> list[str]:
         return [part.strip() for part in self._values.get(column, "").split(";") if part.strip()]
 
-    def _path(self, column: str, value: str, *, folders: bool) -> Path | None:
+    def _are_dicom(self, masks: tuple[Path, ...]) -> bool:
+        kinds = {_is_nifti_name(path) for path in masks}
+        if len(kinds) > 1:
+            self._fault(self._mask_column, "names NIfTI and DICOM masks: give one kind")
+        if False not in kinds:
+            return False
+        if self.image is not None and not self.image.is_dir():
+            self._fault(self._mask_column, "is DICOM, the image is not: give a NIfTI mask")
+        if self._list("body"):
+            self._fault("body", "cuts NIfTI masks alone, and the mask is DICOM")
+        return True
+
+    def _path(self, column: str, value: str, *, folders: bool, dicom: bool = False) -> Path | None:
         if not value:
             self._fault(column, "is empty")
             return None
@@ -245,17 +244,19 @@ class _Row:
         except (OSError, ValueError):
             self._fault(column, "is no path")
             return None
-        if not path.name.lower().endswith((".nii", ".nii.gz")):
+        if not _is_nifti_name(path) and not (dicom and _is_dicom_file(path)):
             what = "a NIfTI file (.nii, .nii.gz) or a folder with one DICOM series" if folders else "a NIfTI file"
+            if dicom:
+                what += ", nor a DICOM SEG or RTSTRUCT"
             self._fault(column, f"{value!r} is not {what}")
             return None
         return path
 
-    def _paths(self, column: str, *, required: bool = True) -> tuple[Path, ...]:
+    def _paths(self, column: str, *, required: bool = True, dicom: bool = False) -> tuple[Path, ...]:
         parts = self._list(column)
         if not parts and required:
             self._fault(column, "is empty")
-        found = [self._path(column, part, folders=False) for part in parts]
+        found = [self._path(column, part, folders=False, dicom=dicom) for part in parts]
         paths = tuple(path for path in found if path is not None)
         if len(set(paths)) < len(paths):
             self._fault(column, "names the same file twice")
@@ -331,8 +332,20 @@ class _Row:
         return None
 
 
-def _by_image(rows: Sequence[_Row], faults: list[str]) -> tuple[PairedImage, ...]:
-    grouped: dict[Path, list[_Row]] = {}
+def _is_nifti_name(path: Path) -> bool:
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def _is_dicom_file(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _by_image(rows: Sequence[PairRow], faults: list[RowFault]) -> tuple[PairedImage, ...]:
+    grouped: dict[Path, list[PairRow]] = {}
     for row in rows:
         if row.image is not None:
             grouped.setdefault(row.image.resolve(), []).append(row)
@@ -349,11 +362,10 @@ def _by_image(rows: Sequence[_Row], faults: list[str]) -> tuple[PairedImage, ...
                 ("body", row.mask and bool(row.mask.bodies), first.mask and bool(first.mask.bodies)),
             ):
                 if ours is not None and theirs is not None and ours != theirs:
-                    faults.append(
-                        f"line {row.line}, {column}: differs from line {first.line}, which names the same image"
-                    )
+                    text = f"differs from line {first.line}, which names the same image"
+                    faults.append(RowFault(row.line, column, text))
             if row.mask and first.mask and set(row.mask.masks) & set(first.mask.masks):
-                faults.append(f"line {row.line}, mask: the same image and mask as line {first.line}")
+                faults.append(RowFault(row.line, "mask", f"the same image and mask as line {first.line}"))
         if first.image is not None:
             age = next((row.age for row in group if row.age is not None), None)
             sex = next((row.sex for row in group if row.sex is not None), None)
@@ -369,14 +381,21 @@ def _by_image(rows: Sequence[_Row], faults: list[str]) -> tuple[PairedImage, ...
     patients: dict[str, str] = {}
     for row in rows:
         if row.study and patients.setdefault(row.study, row.patient) != row.patient:
-            faults.append(f"line {row.line}, patient: this study belongs to another patient in a line above")
+            faults.append(RowFault(row.line, "patient", "this study belongs to another patient in a line above"))
     return tuple(images)
 
 
-def collect_pair(pair: PairedImage, *, read_folder: ReadFolder, max_voxels: int = 1_000_000_000) -> CollectedSeries:
+def collect_pair(
+    pair: PairedImage,
+    *,
+    read_folder: ReadFolder,
+    max_voxels: int = 1_000_000_000,
+    limits: IngestSettings | None = None,
+) -> CollectedSeries:
     """The volume of an image with its masks on its grid; what is refused says why and costs only itself.
 
-    `read_folder` reads the one DICOM series of a folder; demographics of the CSV hold before those of DICOM.
+    `read_folder` reads the one DICOM series of a folder; demographics of the CSV hold before those of DICOM. `limits`
+    are those of DICOM masks.
     """
     series = read_folder(pair.image) if pair.image.is_dir() else _nifti_series(pair.image, max_voxels=max_voxels)
     known = pair.demographics
@@ -389,8 +408,34 @@ def collect_pair(pair: PairedImage, *, read_folder: ReadFolder, max_voxels: int 
     )
     if series.volume is None:
         return series
-    mask, faults = paired_masks(pair, series.volume.geometry)
+    if any(row.dicom for row in pair.masks):
+        mask, faults = _dicom_masks(pair, series, limits or IngestSettings())
+    else:
+        mask, faults = paired_masks(pair, series.volume.geometry)
     return replace(series, mask=mask, mask_faults=faults)
+
+
+def _dicom_masks(
+    pair: PairedImage, series: CollectedSeries, limits: IngestSettings
+) -> tuple[CollectedMask | None, tuple[str, ...]]:
+    """As the masks of a study in a folder, but for those that the rows name alone."""
+    objects: list[MaskObject] = []
+    faults: list[str] = []
+    for path in dict.fromkeys(path for row in pair.masks for path in row.masks):
+        try:
+            header = read_header(path, limits)
+        except NotAnInstance as error:
+            faults.append(f"the mask cannot be used: {error.reason}")
+            continue
+        if isinstance(header, MaskObject):
+            objects.append(header)
+        else:
+            faults.append("the mask is an image, neither DICOM SEG nor RTSTRUCT")
+    if not objects:
+        return None, tuple(dict.fromkeys(faults))
+    roi = next((row.roi for row in pair.masks if row.roi is not None), None)
+    mask, more = masks_of_series(series, objects, seg_roi=roi or limits.seg_roi)
+    return mask, tuple(dict.fromkeys([*faults, *more]))
 
 
 def _nifti_series(path: Path, *, max_voxels: int) -> CollectedSeries:
@@ -433,6 +478,8 @@ def paired_masks(pair: PairedImage, geometry: Geometry) -> tuple[CollectedMask |
     wanted: list[LevelMask] = []
     not_chosen: set[str] = set()
     for row in pair.masks:
+        if row.roi is None:
+            raise ValueError("a row of NIfTI masks says what they hold, body or vertebra")
         for path in row.masks:
             try:
                 one = read_nifti_mask(path, geometry, label_map=row.labels, roi=row.roi)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from services.dicom_ingest.collected import CollectedSeries, PatientIdentity
 from services.dicom_ingest.pairs_csv import PairedImage, collect_pair
+from services.dicom_ingest.settings import IngestSettings
 from services.dicom_ingest.sweep import CollectedFile, CollectedStudy
 from shared.fracture.ids import sha256_hex
 
@@ -18,8 +19,16 @@ IdentifiedFolder = Callable[[Path], tuple[CollectedSeries, PatientIdentity]]
 class PairsSource:
     """Each image of a CSV is one series of a study of its own, or of the study that its row names."""
 
-    def __init__(self, images: Sequence[PairedImage], *, read_folder: IdentifiedFolder, base: Path) -> None:
+    def __init__(
+        self,
+        images: Sequence[PairedImage],
+        *,
+        read_folder: IdentifiedFolder,
+        base: Path,
+        limits: IngestSettings | None = None,
+    ) -> None:
         self._images = images
+        self._limits = limits
         self._read_folder = read_folder
         self._base = base
         self._files: list[CollectedFile] = []
@@ -61,7 +70,7 @@ class PairsSource:
             series, identity = self._read_folder(path)
             return series
 
-        series = collect_pair(image, read_folder=read_folder)
+        series = collect_pair(image, read_folder=read_folder, limits=self._limits)
         if not series.series_instance_uid and not series.content_sha256:
             series = replace(series, content_sha256=sha256_hex(str(image.image.resolve()).encode()))
         for number, path in enumerate(image.files):

@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from radiomics.featureextractor import RadiomicsFeatureExtractor
@@ -24,6 +26,15 @@ from shared.fracture.volume import Geometry, Mask, Volume, to_sitk
 
 PARAMETER_FILE: Final = Path(__file__).with_name("pyradiomics.yaml")
 FEATURE_LIST_FILE: Final = Path(__file__).with_name("hcr_features.txt")
+NGTDM_PARAMETER_FILE: Final = Path(__file__).with_name("pyradiomics_ngtdm.yaml")
+NGTDM_FEATURE_LIST_FILE: Final = Path(__file__).with_name("hcr_features_ngtdm.txt")
+
+FeatureSet = Literal["paper", "paper+ngtdm"]
+_FILES: Final[Mapping[FeatureSet, tuple[Path, Path]]] = {
+    "paper": (PARAMETER_FILE, FEATURE_LIST_FILE),
+    "paper+ngtdm": (NGTDM_PARAMETER_FILE, NGTDM_FEATURE_LIST_FILE),
+}
+_IMAGE_TYPE: Final = re.compile(r"^  (\w+):.*\n(?:^    .*\n)*", re.MULTILINE)
 
 DISTRIBUTION: Final = "pyradiomics-bhklab"
 """The installable fork of pyradiomics; its values are bit-identical to pyradiomics 3.0.1."""
@@ -39,14 +50,40 @@ class ParameterError(ValueError):
     """The parameter file is not one that this extractor may run: invalid, or it would cut the crop again."""
 
 
-def default_parameters() -> str:
-    """The text of the parameter file that is shipped: 1,648 features."""
-    return PARAMETER_FILE.read_text(encoding="utf-8")
+def default_parameters(features: FeatureSet = "paper") -> str:
+    """The text of a parameter file that is shipped: 1,648 features, or 1,743 with NGTDM."""
+    return _FILES[features][0].read_text(encoding="utf-8")
 
 
-def frozen_feature_names() -> tuple[str, ...]:
+def frozen_feature_names(features: FeatureSet = "paper") -> tuple[str, ...]:
     """The shipped list of the names that `default_parameters` yields, in pyradiomics' order."""
-    return tuple(FEATURE_LIST_FILE.read_text(encoding="utf-8").split())
+    return tuple(_FILES[features][1].read_text(encoding="utf-8").split())
+
+
+def parameters_for(features: FeatureSet, image_types: Sequence[str] | None = None) -> str:
+    """A shipped parameter file with some of its image types alone (pyradiomics' names; `LoG:3` is one sigma in mm).
+
+    ParameterError for an image type that the file does not have.
+    """
+    text = default_parameters(features)
+    if image_types is None:
+        return text
+    head, rest = text.split("imageType:\n", 1)
+    block, tail = rest.split("\nfeatureClass:", 1)
+    known = {match.group(1): match.group(0) for match in _IMAGE_TYPE.finditer(block)}
+    sigmas = [name.removeprefix("LoG:") for name in image_types if name.startswith("LoG:")]
+    wanted = {"LoG" if name.startswith("LoG:") else name for name in image_types}
+    unknown = sorted(wanted - set(known))
+    if unknown:
+        raise ParameterError(
+            f"unknown image type {unknown[0]!r}: there are {', '.join(known)} (and LoG:3 for one sigma)"
+        )
+    if sigmas and "LoG" not in image_types:
+        if not all(re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,3})?", sigma) and float(sigma) > 0 for sigma in sigmas):
+            raise ParameterError("LoG: takes a sigma in mm, such as LoG:3")
+        known["LoG"] = f"  LoG:\n    sigma: [{', '.join(f'{float(sigma)}' for sigma in sigmas)}]\n"
+    kept = "".join(entry for name, entry in known.items() if name in wanted)
+    return f"{head}imageType:\n{kept}\nfeatureClass:{tail}"
 
 
 def extract(image: Volume, mask: Mask, *, parameters: str) -> dict[str, float]:

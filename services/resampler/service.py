@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -64,6 +64,9 @@ class Want:
     """The guards let it pass before: it is cropped again as it was, whatever the limits are today."""
 
 
+Wanted = Callable[[MasksReady], Collection[str]]
+"""Which levels of a series are to become cases; where it is not given, all of them."""
+
 SERIES_PER_PROCESS: Final = 50
 """After so many series a process is replaced by a new one, since long-lived ones leak."""
 
@@ -78,6 +81,7 @@ class Resampler:
     protocol: CropProtocol
     settings: ResamplerSettings
     pool: ProcessPool
+    wanted: Wanted | None = None
 
     def masks_ready(self, fact: MasksReady) -> Iterator[Fact]:
         """Writes the plan of the series and tells of each of its cases, in the order of the spine.
@@ -93,9 +97,13 @@ class Resampler:
         cases = planned_cases(manifest, masks)
         if not cases:
             raise Reject(*no_case_reasons(masks))
+        planned = cases
+        if self.wanted is not None:
+            asked = self.wanted(fact)
+            cases = tuple(case for case in cases if case.level in asked)
         wants = {case.level: self._want(fact, case) for case in cases if case.level in masks.levels}
         results = self._results(wants, manifest=manifest, masks=masks)
-        self._write_plan(fact, cases)
+        self._write_plan(fact, planned)
         dear: list[str] = []
         for case in cases:
             result = results.get(case.level)
@@ -332,11 +340,12 @@ def resampler_service(
     protocol: CropProtocol,
     settings: ResamplerSettings | None = None,
     pool: ProcessPool | None = None,
+    wanted: Wanted | None = None,
 ) -> Service:
-    """The resampler over a store, for one crop protocol."""
+    """The resampler over a store, for one crop protocol; `wanted` names the levels where not all are to be cropped."""
     chosen = settings or ResamplerSettings()
     processes = pool or series_pool(chosen)
-    resampler = Resampler(store=store, protocol=protocol, settings=chosen, pool=processes)
+    resampler = Resampler(store=store, protocol=protocol, settings=chosen, pool=processes, wanted=wanted)
 
     def masks_ready(fact: BaseModel) -> Iterable[BaseModel]:
         if not isinstance(fact, MasksReady):

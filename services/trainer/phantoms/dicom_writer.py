@@ -61,6 +61,8 @@ class WrittenStudy:
     images: tuple[Path, ...]
     segmentation: Path | None
     structure_set: Path | None
+    other_segmentations: tuple[Path, ...] = ()
+    """Of the second and further readers."""
 
 
 def uid(patient: Patient, *parts: object) -> UID:
@@ -305,18 +307,25 @@ def write_dicom(
     volume: Volume,
     masks: tuple[Mask, ...] = (),
     rtstruct: bool = False,
+    others: Path | None = None,
 ) -> WrittenStudy:
     """Write one study into a folder: the CT, a SEG for each reader's mask that holds a label, an RTSTRUCT if asked.
 
-    The RTSTRUCT holds the first reader's bodies along pixel edges. `segmentation` names the first reader's SEG.
+    The RTSTRUCT holds the first reader's bodies along pixel edges. `segmentation` names the first reader's SEG; those
+    of further readers lie in the folder `others`, where it is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if others is not None:
+        others.mkdir(parents=True, exist_ok=True)
     images = [_image(patient, volume, k) for k in range(volume.geometry.shape_zyx[0])]
     key = (patient.seed, patient.index)
     paths = [_save(ds, folder / _file_name(*key, "image", k)) for k, ds in enumerate(images)]
     labelled = [(reader, mask) for reader, mask in enumerate(masks) if mask.voxels.any()]
     segmentations = [
-        _save(_segmentation(patient, images, mask, reader), folder / _file_name(*key, "seg", reader))
+        _save(
+            _segmentation(patient, images, mask, reader),
+            (others if others is not None and reader else folder) / _file_name(*key, "seg", reader),
+        )
         for reader, mask in labelled
     ]
     structure_set = None
@@ -328,4 +337,5 @@ def write_dicom(
         images=tuple(paths),
         segmentation=segmentations[0] if segmentations else None,
         structure_set=structure_set,
+        other_segmentations=tuple(segmentations[1:]),
     )

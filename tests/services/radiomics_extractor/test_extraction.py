@@ -19,6 +19,7 @@ from services.radiomics_extractor.extraction import (
     feature_names,
     frozen_feature_names,
     hcr_protocol,
+    parameters_for,
 )
 from shared.fracture.crop import crop_vertebra
 from shared.fracture.ids import digest
@@ -213,3 +214,26 @@ def test_a_feature_without_imaginary_part_is_a_real_number(value: object) -> Non
 def test_a_feature_with_an_imaginary_part_is_refused_by_name() -> None:
     with pytest.raises(ExtractionError, match="shape_MajorAxisLength"):
         _real("shape_MajorAxisLength", 1.5 + 0.1j)
+
+
+def test_the_file_with_ngtdm_gives_the_frozen_list_of_1743_names():
+    names = feature_names(default_parameters("paper+ngtdm"))
+
+    assert names == frozen_feature_names("paper+ngtdm")
+    assert len(names) == len(set(names)) == 1743
+    assert [name for name in names if "_ngtdm_" not in name] == list(frozen_feature_names())
+
+
+def test_fewer_image_types_give_a_part_of_the_list():
+    names = feature_names(parameters_for("paper", ("LoG:3", "Original")))
+
+    whole = frozen_feature_names()
+    assert names == tuple(n for n in whole if n.startswith(("original_", "log-sigma-3-0-mm-3D_")))
+    assert parameters_for("paper") == default_parameters()
+    assert feature_names(parameters_for("paper+ngtdm", ("Gradient",)))[-1] == "gradient_ngtdm_Strength"
+
+
+@pytest.mark.parametrize("name", ["Orignal", "LoG:", "LoG:0", "LoG:a", ""])
+def test_an_image_type_that_there_is_not_is_refused(name):
+    with pytest.raises(ParameterError):
+        parameters_for("paper", ("Original", name))
