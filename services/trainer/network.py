@@ -43,8 +43,7 @@ _PARITY_SEED: Final = 5
 def resnet50(*, seed: int) -> ResNet:
     """A ResNet50 of one input channel with He's random start (the last BatchNorm of a block starts at zero)."""
     with torch.random.fork_rng(devices=[]):
-        network = torchvision_models.resnet50(weights=None)
-        network.conv1, network.fc = _conv(1, 64, 7, stride=2), nn.Identity()
+        network = _resnet50()
     return initialised(network, seed=seed)
 
 
@@ -60,21 +59,33 @@ def tiny(
     With BasicBlock it gives 8 * width features, with Bottleneck 32 * width.
     """
     with torch.random.fork_rng(devices=[]):
-        network = ResNet(BasicBlock, [1, 1, 1, 1])
-        network.conv1, network.bn1, network.fc = _conv(1, width, 7, stride=2), nn.BatchNorm2d(width), nn.Identity()
-        inputs = width
-        for number, count in enumerate(blocks):
-            planes, stage = width * 2**number, nn.Sequential()
-            outputs = planes * block.expansion
-            for place in range(count):
-                stride = 2 if number > 0 and place == 0 else 1
-                shortcut = None
-                if stride != 1 or inputs != outputs:
-                    shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
-                stage.append(block(inputs, planes, stride, shortcut))
-                inputs = outputs
-            setattr(network, f"layer{number + 1}", stage)
+        network = _narrow(block, blocks, width)
     return initialised(network, seed=seed, zero_residual=False)
+
+
+def _resnet50() -> ResNet:
+    network = torchvision_models.resnet50(weights=None)
+    network.conv1, network.fc = _conv(1, 64, 7, stride=2), nn.Identity()
+    return network
+
+
+def _narrow(block: Any = BasicBlock, blocks: tuple[int, ...] = (1, 1, 1, 1), width: int = TINY_WIDTH) -> ResNet:
+    with torch.device("meta"):  # every part that has weights is replaced
+        network = ResNet(BasicBlock, [1, 1, 1, 1])
+    network.conv1, network.bn1, network.fc = _conv(1, width, 7, stride=2), nn.BatchNorm2d(width), nn.Identity()
+    inputs = width
+    for number, count in enumerate(blocks):
+        planes, stage = width * 2**number, nn.Sequential()
+        outputs = planes * block.expansion
+        for place in range(count):
+            stride = 2 if number > 0 and place == 0 else 1
+            shortcut = None
+            if stride != 1 or inputs != outputs:
+                shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride=stride), nn.BatchNorm2d(outputs))
+            stage.append(block(inputs, planes, stride, shortcut))
+            inputs = outputs
+        setattr(network, f"layer{number + 1}", stage)
+    return network
 
 
 def _conv(inputs: int, outputs: int, kernel: int, *, stride: int) -> nn.Conv2d:
@@ -89,10 +100,20 @@ def random_network(architecture: Architecture, *, seed: int) -> ResNet:
 
 
 def network_of(architecture: Architecture, state: Mapping[str, Tensor]) -> ResNet:
-    """The network of an architecture with these weights, in eval mode."""
-    network = random_network(architecture, seed=0)
-    network.load_state_dict(dict(state))
+    """The network of an architecture with a copy of these weights, in eval mode."""
+    network = _without_weights(architecture)
+    network.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, assign=True)
     return network.eval()
+
+
+def empty_state(architecture: Architecture) -> dict[str, Tensor]:
+    """The names, shapes and types of an architecture's weights, as tensors without content (on the meta device)."""
+    return dict(_without_weights(architecture).state_dict())
+
+
+def _without_weights(architecture: Architecture) -> ResNet:
+    with torch.device("meta"):
+        return _narrow() if architecture == "tiny" else _resnet50()
 
 
 def feature_count(network: ResNet) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from services.trainer.network import Architecture, random_network, to_one_channel
+from services.trainer.network import Architecture, empty_state, random_network, to_one_channel
 from services.trainer.settings import NetworkSettings
 from shared.pipeline.errors import FractureSweepError
 
@@ -120,7 +121,9 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 def _torch_file(path: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about strange bytes, which end in an error here
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here: pickle's, zipfile's, RuntimeError
         raise WeightsError(
             f"{path.name} is no file of weights that torch reads with weights_only ({type(error).__name__}); "
@@ -141,7 +144,7 @@ def _fitting(state: Mapping[str, Tensor], *, architecture: Architecture, name: s
 
     Old files of torchvision lack BatchNorm's counters of batches, which nothing reads; they alone may be missing.
     """
-    wanted = random_network(architecture, seed=0).state_dict()
+    wanted = empty_state(architecture)
     missing = [key for key in wanted if key not in state and not key.endswith(_COUNTER)]
     unknown = sorted(key for key in state if key not in wanted)
     both = [key for key in wanted if key in state]
@@ -169,6 +172,8 @@ def _fitting(state: Mapping[str, Tensor], *, architecture: Architecture, name: s
     if faults:
         raise WeightsError(f"{name} does not fit the network {architecture}. " + "; ".join(faults))
     return {
-        key: state[key].to(wanted[key].dtype).contiguous().clone() if key in state else torch.zeros_like(wanted[key])
+        key: state[key].to(wanted[key].dtype).contiguous().clone()
+        if key in state
+        else torch.zeros_like(wanted[key], device="cpu")
         for key in wanted
     }
