@@ -37,6 +37,7 @@ def calibration(result: RunResult) -> RunFigure:
         caption=f"Cases sorted by probability and cut into at most {BINS} groups of equal size: mean probability "
         "against the observed share of acute fractures, with Wilson's 95 % interval. On the diagonal the two agree. "
         "Small bars below: how many cases lie where. Brier: mean squared difference, the smaller the better.",
+        section="performance",
         data=FigureData.of_rows(rows) if rows else FigureData(absent="no part was scored out of fold or held out"),
         draw=draw_calibration,
         phantom=result.phantom,

@@ -45,6 +45,7 @@ def conformal_sets(result: RunResult) -> RunFigure:
             f"α {limits['alpha']:g}, limits from out-of-fold training scores)"
         )
         + ".",
+        section="performance",
         data=data,
         draw=draw_conformal_sets,
         phantom=result.phantom,
@@ -93,7 +94,12 @@ def _rows(result: RunResult, part: PartName) -> list[dict[str, Cell]]:
         return []
     labels, scores = np.array(scored.acute), np.array(scored.probability)
     acute, chronic = 1 - scores <= result.conformal["acute"], scores <= result.conformal["chronic"]
-    sets = {"acute": acute & ~chronic, "chronic": chronic & ~acute, "both": acute & chronic, "neither": ~acute & ~chronic}
+    sets = {
+        "acute": acute & ~chronic,
+        "chronic": chronic & ~acute,
+        "both": acute & chronic,
+        "neither": ~acute & ~chronic,
+    }
     rows: list[dict[str, Cell]] = []
     for true, value in (("acute", 1), ("chronic", 0)):
         of = int((labels == value).sum())

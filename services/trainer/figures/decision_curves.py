@@ -37,6 +37,7 @@ def decision_curves(result: RunResult) -> RunFigure:
         caption="Net benefit = TP/n − FP/n · pt/(1 − pt) over the threshold probability pt at which one would act "
         "as for an acute fracture. A model is of use where it lies above both treat all and treat none. "
         "Net benefits below −0.05 are cut off in the drawing, not in the CSV.",
+        section="performance",
         data=FigureData.of_rows(rows) if rows else FigureData(absent="no part was scored out of fold or held out"),
         draw=draw_decision_curves,
         phantom=result.phantom,
@@ -59,7 +60,11 @@ def draw_decision_curves(data: FigureData, *, phantom: bool) -> Figure:
                 axes.plot(
                     x, panel.numbers(label), color=MODEL_COLOURS[model], linestyle=MODEL_LINES[model], label=label
                 )
-        most = max(float(np.nanmax(panel.numbers(name))) for name in panel.columns if name not in ("part",) and name != "threshold_probability")
+        most = max(
+            float(np.nanmax(panel.numbers(name)))
+            for name in panel.columns
+            if name not in ("part",) and name != "threshold_probability"
+        )
         axes.set(xlim=(0, 1), ylim=(-0.05, most * 1.08 + 0.01), xlabel="Threshold probability of an acute fracture")
         axes.set_ylabel("Net benefit" if place == 0 else "")
         axes.set_title(PART_TITLES[part])  # type: ignore[index]

@@ -26,7 +26,8 @@ def feature_counts(result: RunResult) -> RunFigure:
         name="feature-counts",
         title="Features by class at each selection step",
         caption="Number of features of each pyradiomics class that were left after each step, training rows only; "
-        "features of the network (DTL) apart. Every panel has its own scale; the counts are written at the bars.",
+        "features of the network (DTL) apart. Every panel of several classes has its own scale; the counts are written at the bars.",
+        section="selection",
         data=data,
         draw=draw_feature_counts,
         phantom=result.phantom,
@@ -63,7 +64,8 @@ def draw_feature_counts(data: FigureData, *, phantom: bool) -> Figure:
                     va="center",
                     fontsize=8.5,
                 )
-            axes.set_xlim(0, max(counts.max(), 1) * 1.35)
+            most = data.where(branch=branch).numbers("features").max() if len(kinds) == 1 else counts.max()
+            axes.set_xlim(0, max(most, 1) * 1.35)
             axes.set_ylim(len(kinds) - 0.4, -0.6)
             axes.set_xticks([])
             axes.spines["bottom"].set_visible(False)

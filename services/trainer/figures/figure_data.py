@@ -54,9 +54,13 @@ class FigureData:
     def where(self, **values: Cell) -> FigureData:
         """The rows in which every named column has the given value."""
         rows = [
-            place for place in range(len(self)) if all(self.columns[name][place] == cell for name, cell in values.items())
+            place
+            for place in range(len(self))
+            if all(self.columns[name][place] == cell for name, cell in values.items())
         ]
-        return FigureData(columns={name: tuple(column[place] for place in rows) for name, column in self.columns.items()})
+        return FigureData(
+            columns={name: tuple(column[place] for place in rows) for name, column in self.columns.items()}
+        )
 
     def csv(self) -> str:
         """As CSV with a header; floats with all their digits, an empty cell for nothing, lines end in a newline."""

@@ -35,6 +35,7 @@ def icc_scatter(result: RunResult) -> RunFigure:
         f"(repeated cases: {cases or 'none'}); a feature is kept at {found.limit:g} and above in every reading that "
         f"there is. {len(found.kept):,} of {len(found.features):,} are kept. "
         f"{undefined:,} have no ICC and are not drawn.",
+        section="selection",
         data=_data(found),
         draw=draw_icc_scatter,
         phantom=result.phantom,

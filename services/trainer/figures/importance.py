@@ -27,6 +27,7 @@ def importance(result: RunResult, selection: Selection) -> RunFigure:
         title=f"Feature importance, {BRANCH_TITLES[selection.branch]}",
         caption=f"LASSO coefficients on standardised columns, the {len(ordered)} largest of {len(selection.selected)} "
         "selected features. A bar to the right speaks for an acute fracture, one to the left for a chronic one.",
+        section=selection.branch,
         data=FigureData(
             columns={
                 "feature": tuple(name for name, _ in ordered),

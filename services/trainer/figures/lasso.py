@@ -6,7 +6,9 @@ from typing import Final
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from services.trainer.figures.feature_counts import BRANCH_TITLES
@@ -45,6 +47,7 @@ def lasso_path(result: RunResult, selection: Selection) -> RunFigure:
         f"{len(path.names)} features ever differ from 0. Dashed: the α that was taken ({path.alphas[path.chosen]:.4g}); "
         "coloured: not 0 there; grey: 0 there."
         + (" LASSO kept nothing there, and what enters the path first was taken." if selection.fallback else ""),
+        section=selection.branch,
         data=data if ever else FigureData(absent="no coefficient of this LASSO ever differs from 0"),
         draw=draw_lasso_path,
         phantom=result.phantom,
@@ -57,29 +60,26 @@ def draw_lasso_path(data: FigureData, *, phantom: bool) -> Figure:
     axes = figure.add_subplot()
     alphas, chosen = data.numbers("alpha"), int(np.argmax(data.flags("chosen")))
     names = [name for name in data.columns if name not in ("alpha", "chosen")]
-    shown: set[str] = set()
-    for dropped in (True, False):
-        for name in names:
-            values = data.numbers(name)
-            if (abs(values[chosen]) <= _LEAST_COEFFICIENT) is not dropped:
-                continue
-            kind = "dropped" if dropped else "HCR" if is_hcr(name) else "DTL"
-            axes.plot(
-                alphas,
-                values,
-                color={"dropped": DROPPED_COLOUR, "HCR": HCR_COLOUR, "DTL": DTL_COLOUR}[kind],
-                linewidth=0.7 if dropped else 1.0,
-                alpha=0.6 if dropped else 0.85,
-                label=None if kind in shown else kind,
+    lines: dict[str, list[NDArray[np.float64]]] = {"dropped": [], "HCR": [], "DTL": []}
+    for name in names:
+        values = data.numbers(name)
+        stays = abs(values[chosen]) > _LEAST_COEFFICIENT
+        lines["dropped" if not stays else "HCR" if is_hcr(name) else "DTL"].append(np.column_stack([alphas, values]))
+    for kind, curves in lines.items():
+        if curves:
+            axes.add_collection(
+                LineCollection(
+                    curves,
+                    color={"dropped": DROPPED_COLOUR, "HCR": HCR_COLOUR, "DTL": DTL_COLOUR}[kind],
+                    linewidth=0.7 if kind == "dropped" else 1.0,
+                    alpha=0.6 if kind == "dropped" else 0.85,
+                    label=kind,
+                )
             )
-            shown.add(kind)
+    axes.autoscale_view()
     _log_axis(axes, alphas, alphas[chosen])
     axes.set_ylabel("Coefficient (per SD of the feature)")
-    handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda place: ["HCR", "DTL", "dropped"].index(labels[place]))
-    figure.legend(
-        [handles[place] for place in order], [labels[place] for place in order], loc="outside lower center", ncols=3
-    )
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -93,6 +93,7 @@ def lasso_error(result: RunResult, selection: Selection) -> RunFigure:
         caption=f"Mean {path.error} over at most {result.settings.selection.folds} folds of patients, ± one standard "
         f"error. Dashed: the α that was taken ({path.alphas[path.chosen]:.4g}; rule: {rule}). On top: how many "
         "coefficients are not 0.",
+        section=selection.branch,
         data=FigureData(
             columns={
                 "alpha": path.alphas,
@@ -147,6 +148,8 @@ def draw_lasso_error(data: FigureData, *, phantom: bool) -> Figure:
 def _log_axis(axes: Axes, alphas: NDArray[np.float64], chosen: float) -> None:
     axes.set_xscale("log")
     axes.set_xlim(alphas.min() / 1.15, alphas.max() * 1.15)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("Penalty α (log scale)")
     axes.axvline(chosen, color=LIMIT_COLOUR, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(

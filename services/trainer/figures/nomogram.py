@@ -18,7 +18,8 @@ from shared.fracture.nomogram import MAX_POINTS, layout
 POINTS: Final = "Points"
 TOTAL: Final = "Total points"
 PROBABILITY: Final = "P(acute)"
-_LETTER: Final = 0.0105
+MINUS: Final = "\N{MINUS SIGN}"
+_LETTER: Final = 0.0092
 """Width of a letter of a tick's label, as a share of the axis."""
 
 
@@ -48,6 +49,7 @@ def nomogram(result: RunResult) -> RunFigure:
         "total points, and read the probability of an acute fracture under it. Logistic regression on the out-of-fold "
         f"fusion score: log odds = {model.intercept:.3f} {model.beta_age:+.4f} · age {model.beta_male:+.3f} · male "
         f"{model.beta_score:+.3f} · score. Axes as R's rms::nomogram draws them. It holds for fractured vertebrae.",
+        section="performance",
         data=FigureData.of_rows(rows),
         draw=draw_nomogram,
         phantom=result.phantom,
@@ -88,9 +90,9 @@ def _draw_axis(axes: Axes, title: str, row: int, places: NDArray[np.float64], la
         above = title == "Sex" and x - half < taken[False]
         axes.plot([x, x], [row, row - 0.1 if above else row + 0.1], color=INK, linewidth=0.9)
         if x - half >= taken[above]:
-            taken[above] = x + half + _LETTER
+            taken[above] = x + half + _LETTER / 2
             axes.annotate(
-                label,
+                label.replace("-", MINUS),
                 (x, row - 0.15 if above else row + 0.15),
                 ha="center",
                 va="bottom" if above else "top",

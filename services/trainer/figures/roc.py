@@ -32,6 +32,7 @@ def roc(result: RunResult) -> RunFigure:
         caption="Sensitivity against 1 − specificity of the four models. In brackets the 95 % interval of the AUC "
         "after DeLong, which takes vertebrae as independent. In-sample: on the rows that the models were fitted on, "
         "which flatters them. Out-of-fold: training patients, scored by models that never saw them.",
+        section="performance",
         data=FigureData.of_rows(rows) if rows else FigureData(absent="no part has both classes"),
         draw=draw_roc,
         phantom=result.phantom,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+from xml.sax.saxutils import quoteattr
 
 from matplotlib.figure import Figure
 
 from services.trainer.figures.figure_data import FigureData
-from services.trainer.figures.style import house_style, png_bytes, svg_text
+from services.trainer.figures.style import house_style, lay_out, png_bytes, svg_text
+
+Section = Literal["network", "selection", "hcr", "dtl", "fusion", "performance"]
+"""Where in the report a figure stands."""
 
 
 class Draw(Protocol):
@@ -25,6 +29,7 @@ class RunFigure:
     name: str
     title: str
     caption: str
+    section: Section
     data: FigureData
     draw: Draw
     phantom: bool
@@ -36,6 +41,7 @@ class RunFigure:
             raise ValueError(f"{self.name} cannot be drawn: {self.data.absent}")
         with house_style(self.name):
             figure = self.draw(self.data, phantom=self.phantom)
+            lay_out(figure)
             return RenderedFigure(
                 figure=self,
                 svg=svg_text(figure, name=self.name),
@@ -55,7 +61,6 @@ class RenderedFigure:
 
     @property
     def inline_svg(self) -> str:
-        """The svg element alone, to stand in a page."""
-        return self.svg[self.svg.index("<svg") :]
-
-
+        """The svg element alone, named by the figure's title, to stand in a page."""
+        label = quoteattr(self.figure.title)
+        return self.svg[self.svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label={label} ', 1)

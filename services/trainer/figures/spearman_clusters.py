@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import dendrogram, linkage
@@ -28,6 +29,7 @@ def spearman_clusters(result: RunResult, selection: Selection) -> RunFigure:
         title=f"Correlation clusters, {BRANCH_TITLES[selection.branch]}",
         caption=f"Spearman's ρ among {'the' if shown == of else f'{shown} of the'} {of} features that went into the "
         "LASSO, training rows only, ordered by average-linkage clustering on the distance 1 − |ρ| (tree on top).",
+        section=selection.branch,
         data=_data(correlations),
         draw=draw_spearman_clusters,
         phantom=result.phantom,
@@ -44,13 +46,11 @@ def draw_spearman_clusters(data: FigureData, *, phantom: bool) -> Figure:
     figure = new_figure(width=side + 3.4, height=side + 1.6, phantom=phantom)
     grid = figure.add_gridspec(2, 1, height_ratios=(1, 6), hspace=0.0)
     above, axes = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-    for x, y in zip(tree["icoord"], tree["dcoord"], strict=True):
-        above.plot(np.array(x) / 10 - 0.5, y, color=SOFT, linewidth=0.8)
-    above.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, None), xticks=[], ylabel="1 − |ρ|")
+    joints = [np.column_stack([np.array(x) / 10 - 0.5, y]) for x, y in zip(tree["icoord"], tree["dcoord"], strict=True)]
+    above.add_collection(LineCollection(joints, color=SOFT, linewidth=0.8))
+    above.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.02), xticks=[], ylabel="1 − |ρ|")
     above.spines["bottom"].set_visible(False)
-    image = axes.imshow(
-        rho[np.ix_(order, order)], vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto", interpolation="none"
-    )
+    image = axes.imshow(rho[np.ix_(order, order)], vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto", interpolation="none")
     small = float(np.clip(560 / max(len(names), 1) / 1.55, 5.2, 8.5))
     axes.set_yticks(range(len(names)), [feature_label(names[place]) for place in order], fontsize=small)
     axes.tick_params(axis="y", length=0)
@@ -58,7 +58,7 @@ def draw_spearman_clusters(data: FigureData, *, phantom: bool) -> Figure:
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.6, aspect=30, pad=0.02)
     bar.set_label("Spearman's ρ")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 

@@ -29,6 +29,7 @@ def stability(result: RunResult, selection: Selection) -> RunFigure:
         caption=f"Share of {result.settings.selection.stability_bootstraps} bootstraps of the training patients in "
         f"which a feature was selected: the {len(shown)} most frequent of {len(ordered)} that ever were. Filled: "
         f"selected by this run; hollow: not. Of {len(selected)} selected features {often} come again in at least half.",
+        section=selection.branch,
         data=FigureData(
             columns={
                 "feature": tuple(name for name, _ in shown),

@@ -10,11 +10,12 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from services.trainer.results import LABELS, MODELS, ModelName, PartName
 
@@ -50,7 +51,7 @@ PART_TITLES: Final[dict[PartName, str]] = {
     "test": "Test, held out",
 }
 
-_STYLE: Final[dict[str, object]] = {
+_STYLE: Final[dict[Any, Any]] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
     "font.size": 9.5,
@@ -76,6 +77,7 @@ _STYLE: Final[dict[str, object]] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "axes.unicode_minus": True,
 }
 _ID = re.compile(r'(\bid="|\bxlink:href="#|\bhref="#|url\(#)(?!data:)')
@@ -92,7 +94,7 @@ def house_style(name: str) -> Iterator[None]:
 
 def new_figure(*, width: float = 7.2, height: float = 4.6, phantom: bool) -> Figure:
     """An empty figure in inches, marked where its data are phantoms."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07, wspace=0.03))
     if phantom:
         figure.suptitle(
             PHANTOM_MARK,
@@ -116,12 +118,16 @@ def legend_below(figure: Figure, axes: Axes, *, columns: int) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
+def lay_out(figure: Figure) -> None:
+    """Settle where everything stands, once for all files of a figure."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def svg_text(figure: Figure, *, name: str) -> str:
     """The figure as SVG without metadata; all its ids begin with the figure's name, so that a page can hold many."""
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="svg", metadata={"Creator": None, "Date": None, "Format": None, "Type": None}
-    )
+    figure.savefig(buffer, format="svg", metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
     return _ID.sub(lambda found: f"{found.group(1)}{name}-", buffer.getvalue().decode("utf-8"))
 
 

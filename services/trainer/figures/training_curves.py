@@ -38,6 +38,7 @@ def training_curves(result: RunResult) -> RunFigure:
         "rows and on an inner fold of patients, AUC on that inner fold, and the two learning rates (the backbone "
         "stands still while its rate is 0)."
         + (f" Thick: the network fitted on all training patients; thin: {len(folds)} folds." if folds else ""),
+        section="network",
         data=FigureData.of_rows(rows)
         if rows
         else FigureData(absent=f"the network was not fine-tuned in this run (mode {network.mode})"),
