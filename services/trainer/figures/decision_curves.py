@@ -60,11 +60,8 @@ def draw_decision_curves(data: FigureData, *, phantom: bool) -> Figure:
                 axes.plot(
                     x, panel.numbers(label), color=MODEL_COLOURS[model], linestyle=MODEL_LINES[model], label=label
                 )
-        most = max(
-            float(np.nanmax(panel.numbers(name)))
-            for name in panel.columns
-            if name not in ("part",) and name != "threshold_probability"
-        )
+        curves = [panel.numbers(name) for name in panel.columns if name not in ("part", "threshold_probability")]
+        most = max(float(np.nanmax(curve)) for curve in curves if not np.isnan(curve).all())
         axes.set(xlim=(0, 1), ylim=(-0.05, most * 1.08 + 0.01), xlabel="Threshold probability of an acute fracture")
         axes.set_ylabel("Net benefit" if place == 0 else "")
         axes.set_title(PART_TITLES[part])  # type: ignore[index]

@@ -26,7 +26,8 @@ def feature_counts(result: RunResult) -> RunFigure:
         name="feature-counts",
         title="Features by class at each selection step",
         caption="Number of features of each pyradiomics class that were left after each step, training rows only; "
-        "features of the network (DTL) apart. Every panel of several classes has its own scale; the counts are written at the bars.",
+        "features of the network (DTL) apart. Every panel of several classes has its own "
+        "scale; the counts are written at the bars.",
         section="selection",
         data=data,
         draw=draw_feature_counts,

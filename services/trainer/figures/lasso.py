@@ -44,8 +44,8 @@ def lasso_path(result: RunResult, selection: Selection) -> RunFigure:
         name=f"lasso-path-{selection.branch}",
         title=f"LASSO path, {BRANCH_TITLES[selection.branch]}",
         caption=f"Coefficients on standardised columns over the penalty α, all training rows. {len(ever)} of "
-        f"{len(path.names)} features ever differ from 0. Dashed: the α that was taken ({path.alphas[path.chosen]:.4g}); "
-        "coloured: not 0 there; grey: 0 there."
+        f"{len(path.names)} features ever differ from 0. Dashed: the α that was taken "
+        f"({path.alphas[path.chosen]:.4g}); coloured: not 0 there; grey: 0 there."
         + (" LASSO kept nothing there, and what enters the path first was taken." if selection.fallback else ""),
         section=selection.branch,
         data=data if ever else FigureData(absent="no coefficient of this LASSO ever differs from 0"),
