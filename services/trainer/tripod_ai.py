@@ -14,6 +14,7 @@ from typing import Final, Literal
 import numpy as np
 
 from services.trainer.figures.figure_data import csv_cell
+from services.trainer.figures.nomogram import formula
 from services.trainer.results import LABELS, MODEL_OF_BRANCH, RunResult
 from services.trainer.statistics import auc_delong
 from shared.fracture.protocol import preset_box, preset_crop
@@ -167,7 +168,7 @@ def _data_answers(result: RunResult) -> dict[str, Answer]:
     rule, margin = preset_box(result.settings.preset)
     low, high = crop.window_hu
     counts = _counts(result)
-    whose = "Computer-made phantom images; no patients" if result.phantom else "One table of vertebrae from CT"
+    whose = "Computer-made phantom images, no patients" if result.phantom else "One table of vertebrae from CT"
     answers = {
         "1": (f"Title of the run: {result.title}", "Name target population and outcome in the study's title."),
         "4": (
@@ -175,7 +176,7 @@ def _data_answers(result: RunResult) -> dict[str, Answer]:
             "State the clinical aim.",
         ),
         "5a": (
-            f"{whose}, from {sites} {'site' if sites == 1 else 'sites'}; cohort file and its hash are in the report.",
+            f"{whose}; {sites} {'site' if sites == 1 else 'sites'}.",
             "" if result.phantom else "Say where the data come from, why these, and how representative they are.",
         ),
         "6a": (f"{sites} {'site' if sites == 1 else 'sites'} in the table.", "Setting and place of the centres."),
@@ -304,7 +305,6 @@ def _method_answers(result: RunResult) -> dict[str, Answer]:
 
 
 def _result_answers(result: RunResult) -> dict[str, Answer]:
-    model = result.nomogram
     performance = "; ".join(
         f"{LABELS[one.model]} {_auc_words(one.acute, one.probability)}"
         for one in result.scores
@@ -323,8 +323,7 @@ def _result_answers(result: RunResult) -> dict[str, Answer]:
     return {
         "21": (f"{_counts(result)}. {_analysis_words(result)}", ""),
         "22": (
-            f"Nomogram: log odds = {model.intercept:.4g} {model.beta_age:+.4g} · age {model.beta_male:+.4g} · male "
-            f"{model.beta_score:+.4g} · fusion score; everything else is in the bundle.",
+            f"Nomogram: {formula(result.nomogram)}; everything else is in the bundle.",
             "Who may have and use the bundle.",
         ),
         "23a": (f"AUC (95 % interval) on {where}: {performance}.", "Results in subgroups."),

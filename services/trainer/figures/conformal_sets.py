@@ -49,6 +49,7 @@ def conformal_sets(result: RunResult) -> RunFigure:
         data=data,
         draw=draw_conformal_sets,
         phantom=result.phantom,
+        wide=True,
     )
 
 

@@ -45,14 +45,14 @@ def importance(result: RunResult, selection: Selection) -> RunFigure:
 def draw_importance(data: FigureData, *, phantom: bool) -> Figure:
     """One bar a feature, the largest on top; blue hand-crafted, orange from the network."""
     names, values = data.texts("feature"), data.numbers("coefficient")
-    figure = new_figure(width=7.6, height=1.7 + 0.2 * len(names), phantom=phantom)
+    figure = new_figure(width=5.9, height=1.9 + 0.2 * len(names), phantom=phantom)
     axes = figure.add_subplot()
     axes.barh(range(len(names)), values, color=[HCR_COLOUR if is_hcr(name) else DTL_COLOUR for name in names])
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks(range(len(names)), [feature_label(name) for name in names], fontsize=8)
+    axes.set_yticks(range(len(names)), [feature_label(name) for name in names], fontsize=7.5)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("Coefficient (per SD of the feature)      ← chronic  |  acute →")
+    axes.set_xlabel("Coefficient (per SD of the feature)\n← chronic | acute →")
     axes.margins(x=0.08)
     light_grid(axes, "x")
     classes = data.texts("class")

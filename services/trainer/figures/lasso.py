@@ -60,7 +60,7 @@ def draw_lasso_path(data: FigureData, *, phantom: bool) -> Figure:
     axes = figure.add_subplot()
     alphas, chosen = data.numbers("alpha"), int(np.argmax(data.flags("chosen")))
     names = [name for name in data.columns if name not in ("alpha", "chosen")]
-    lines: dict[str, list[NDArray[np.float64]]] = {"dropped": [], "HCR": [], "DTL": []}
+    lines: dict[str, list[NDArray[np.float64]]] = {"HCR": [], "DTL": [], "dropped": []}
     for name in names:
         values = data.numbers(name)
         stays = abs(values[chosen]) > _LEAST_COEFFICIENT
@@ -74,6 +74,7 @@ def draw_lasso_path(data: FigureData, *, phantom: bool) -> Figure:
                     linewidth=0.7 if kind == "dropped" else 1.0,
                     alpha=0.6 if kind == "dropped" else 0.85,
                     label=kind,
+                    zorder=1 if kind == "dropped" else 2,
                 )
             )
     axes.autoscale_view()
@@ -90,9 +91,9 @@ def lasso_error(result: RunResult, selection: Selection) -> RunFigure:
     return RunFigure(
         name=f"lasso-error-{selection.branch}",
         title=f"LASSO cross-validation, {BRANCH_TITLES[selection.branch]}",
-        caption=f"Mean {path.error} over at most {result.settings.selection.folds} folds of patients, ± one standard "
-        f"error. Dashed: the α that was taken ({path.alphas[path.chosen]:.4g}; rule: {rule}). On top: how many "
-        "coefficients are not 0.",
+        caption=f"{path.error[0].upper()}{path.error[1:]}, mean over at most {result.settings.selection.folds} folds "
+        f"of patients, ± one standard error. Dashed: the α that was taken ({path.alphas[path.chosen]:.4g}; rule: "
+        f"{rule}). On top: how many coefficients are not 0.",
         section=selection.branch,
         data=FigureData(
             columns={

@@ -13,13 +13,13 @@ from services.trainer.figures.figure_data import Cell, FigureData
 from services.trainer.figures.run_figure import RunFigure
 from services.trainer.figures.style import INK, SOFT, new_figure
 from services.trainer.results import RunResult
-from shared.fracture.nomogram import MAX_POINTS, layout
+from shared.fracture.nomogram import MAX_POINTS, NomogramModel, layout
 
 POINTS: Final = "Points"
 TOTAL: Final = "Total points"
 PROBABILITY: Final = "P(acute)"
 MINUS: Final = "\N{MINUS SIGN}"
-_LETTER: Final = 0.0092
+_LETTER: Final = 0.0085
 """Width of a letter of a tick's label, as a share of the axis."""
 
 
@@ -41,20 +41,26 @@ def nomogram(result: RunResult) -> RunFigure:
             {"axis": title, "label": label, "points": points, "scale": scale}
             for label, points in zip(axis.labels, axis.points, strict=True)
         ]
-    model = result.nomogram
     return RunFigure(
         name="nomogram",
         title="Nomogram (DLRN)",
         caption="Read the points of age, sex and fusion score on the top axis, add them, find the sum on the axis of "
         "total points, and read the probability of an acute fracture under it. Logistic regression on the out-of-fold "
-        f"fusion score: log odds = {model.intercept:.3f} {model.beta_age:+.4f} · age {model.beta_male:+.3f} · male "
-        f"{model.beta_score:+.3f} · score. Axes as R's rms::nomogram draws them. It holds for fractured vertebrae.",
+        f"fusion score: {formula(result.nomogram)}. Axes as R's rms::nomogram draws them. It holds for fractured "
+        "vertebrae.",
         section="performance",
         data=FigureData.of_rows(rows),
         draw=draw_nomogram,
         phantom=result.phantom,
         wide=True,
     )
+
+
+def formula(model: NomogramModel) -> str:
+    """The logistic regression behind a nomogram, in words."""
+    terms = ((model.beta_age, "age"), (model.beta_male, "male"), (model.beta_score, "fusion score"))
+    sides = "".join(f" {'+' if beta >= 0 else MINUS} {abs(beta):.4g} · {name}" for beta, name in terms)
+    return f"log odds = {model.intercept:.4g}".replace("-", MINUS) + sides
 
 
 def draw_nomogram(data: FigureData, *, phantom: bool) -> Figure:

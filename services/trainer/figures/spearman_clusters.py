@@ -33,6 +33,7 @@ def spearman_clusters(result: RunResult, selection: Selection) -> RunFigure:
         data=_data(correlations),
         draw=draw_spearman_clusters,
         phantom=result.phantom,
+        wide=True,
     )
 
 

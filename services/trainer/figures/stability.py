@@ -49,7 +49,7 @@ def draw_stability(data: FigureData, *, phantom: bool) -> Figure:
     """One bar a feature, the most frequent on top; filled where the run selected it."""
     names, values, selected = data.texts("feature"), data.numbers("frequency"), data.flags("selected")
     colours = [HCR_COLOUR if is_hcr(name) else DTL_COLOUR for name in names]
-    figure = new_figure(width=7.6, height=1.7 + 0.2 * len(names), phantom=phantom)
+    figure = new_figure(width=5.9, height=1.7 + 0.2 * len(names), phantom=phantom)
     axes = figure.add_subplot()
     axes.barh(
         range(len(names)),
@@ -59,7 +59,7 @@ def draw_stability(data: FigureData, *, phantom: bool) -> Figure:
         edgecolor=colours,
         linewidth=1,
     )
-    axes.set_yticks(range(len(names)), [feature_label(name) for name in names], fontsize=8)
+    axes.set_yticks(range(len(names)), [feature_label(name) for name in names], fontsize=7.5)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 102)
