@@ -78,6 +78,8 @@ _STYLE: Final[dict[Any, Any]] = {
     "savefig.facecolor": "white",
     "svg.fonttype": "none",
     "text.parse_math": False,
+    # measured as drawn elsewhere: a viewer of the SVG does not round the letters as hinting does
+    "text.hinting": "none",
     "axes.unicode_minus": True,
 }
 _ID = re.compile(r'(\bid="|\bxlink:href="#|\bhref="#|url\(#)(?!data:)')
@@ -94,7 +96,7 @@ def house_style(name: str) -> Iterator[None]:
 
 def new_figure(*, width: float = 7.2, height: float = 4.6, phantom: bool) -> Figure:
     """An empty figure in inches, marked where its data are phantoms."""
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07, wspace=0.03))
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.07, wspace=0.03))
     if phantom:
         figure.suptitle(
             PHANTOM_MARK,
@@ -119,7 +121,11 @@ def legend_below(figure: Figure, axes: Axes, *, columns: int) -> None:
 
 
 def lay_out(figure: Figure) -> None:
-    """Settle where everything stands, once for all files of a figure."""
+    """Settle where everything stands, once for all files of a figure.
+
+    The first pass does not yet know how large panels of fixed aspect become, nor what hangs below them.
+    """
+    figure.draw_without_rendering()
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
