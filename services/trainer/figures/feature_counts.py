@@ -1,0 +1,117 @@
+"""How many features of each class are left after each step of the selection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from services.trainer.figures.feature_names import CLASS_TITLES, CLASSES, DTL, feature_class
+from services.trainer.figures.figure_data import Cell, FigureData
+from services.trainer.figures.run_figure import RunFigure
+from services.trainer.figures.style import DTL_COLOUR, HCR_COLOUR, SOFT, new_figure
+from services.trainer.results import Branch, RunResult, Selection
+
+BRANCH_TITLES: Final[dict[Branch, str]] = {"hcr": "HCR", "dtl": "DTL", "fusion": "Fusion"}
+NOT_RECORDED: Final = "class not recorded"
+_LEAST_COEFFICIENT: Final = 1e-6
+
+
+def feature_counts(result: RunResult) -> RunFigure:
+    """Figure: features by class at each step, for HCR, DTL and their fusion."""
+    rows = [row for selection in result.selections for row in _branch_rows(result, selection)]
+    data = FigureData.of_rows(rows) if rows else FigureData(absent="the run selected no features")
+    return RunFigure(
+        name="feature-counts",
+        title="Features by class at each selection step",
+        caption="Number of features of each pyradiomics class that were left after each step, training rows only; "
+        "features of the network (DTL) apart. Every panel of several classes has its own "
+        "scale; the counts are written at the bars.",
+        section="selection",
+        data=data,
+        draw=draw_feature_counts,
+        phantom=result.phantom,
+        wide=True,
+    )
+
+
+def draw_feature_counts(data: FigureData, *, phantom: bool) -> Figure:
+    """One row of panels a branch, one panel a step, one bar a class."""
+    branches = data.distinct("branch")
+    steps = {branch: data.where(branch=branch).distinct("step") for branch in branches}
+    classes = {branch: data.where(branch=branch).distinct("class") for branch in branches}
+    heights = [0.8 + 0.24 * len(classes[branch]) for branch in branches]
+    figure = new_figure(width=10.4, height=sum(heights) + 0.8, phantom=phantom)
+    grid = figure.add_gridspec(len(branches), max(len(each) for each in steps.values()), height_ratios=heights)
+    for row, branch in enumerate(branches):
+        for column, step in enumerate(steps[branch]):
+            axes = figure.add_subplot(grid[row, column])
+            panel = data.where(branch=branch, step=step)
+            counts = panel.numbers("features")
+            kinds = panel.texts("class")
+            axes.barh(
+                range(len(kinds)),
+                counts,
+                height=0.72,
+                color=[DTL_COLOUR if kind == DTL else SOFT if kind == NOT_RECORDED else HCR_COLOUR for kind in kinds],
+            )
+            for place, count in enumerate(counts):
+                axes.annotate(
+                    f"{count:,.0f}",
+                    (count, place),
+                    xytext=(3, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8.5,
+                )
+            most = data.where(branch=branch).numbers("features").max() if len(kinds) == 1 else counts.max()
+            axes.set_xlim(0, max(most, 1) * 1.35)
+            axes.set_ylim(len(kinds) - 0.4, -0.6)
+            axes.set_xticks([])
+            axes.spines["bottom"].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+            axes.set_yticks(range(len(kinds)), [CLASS_TITLES.get(kind, kind) for kind in kinds] if column == 0 else [])
+            heading = f"{BRANCH_TITLES[branch]}: {step}" if column == 0 else f"→ {step}"  # type: ignore[index]
+            axes.set_title(f"{heading}\n{counts.sum():,.0f} features", fontsize=9)
+    return figure
+
+
+def _branch_rows(result: RunResult, selection: Selection) -> list[dict[str, Cell]]:
+    stages = _stages(result, selection)
+    counted: list[tuple[str, dict[str, int]]] = []
+    place = 0
+    for step, left in selection.steps:
+        found = next((n for n in range(place, len(stages)) if len(stages[n]) == left), None)
+        if found is None:
+            kind = DTL if selection.branch == "dtl" else NOT_RECORDED
+            counted.append((step, {kind: left}))
+            continue
+        place = found
+        counted.append((step, _by_class(stages[found])))
+    seen = {kind for _, counts in counted for kind, number in counts.items() if number}
+    order = [kind for kind in (*CLASSES, DTL, NOT_RECORDED) if kind in seen]
+    return [
+        {"branch": selection.branch, "step": step, "class": kind, "features": counts.get(kind, 0)}
+        for step, counts in counted
+        for kind in order
+    ]
+
+
+def _stages(result: RunResult, selection: Selection) -> list[Sequence[str]]:
+    """The lists of features that a run records, from the longest on; a step is recognised by its count."""
+    path = selection.lasso
+    at_chosen = [
+        name
+        for name, value in zip(path.names, path.coefficients[path.chosen], strict=True)
+        if abs(value) > _LEAST_COEFFICIENT
+    ]
+    first = [result.repeatability.features, result.repeatability.kept] if selection.branch == "hcr" else []
+    return [*first, path.names, at_chosen, selection.selected]
+
+
+def _by_class(names: Sequence[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[feature_class(name)] = counts.get(feature_class(name), 0) + 1
+    return counts
