@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from services.commands import bundles, dead_letters, following, making, phantoms, retention, running
+from services.commands import bundles, dead_letters, following, making, phantoms, retention, running, training
 from services.commands.chosen import SETTINGS_VARIABLE, chosen
 from services.commands.terminal import EXIT_STOPPED, EXIT_UNUSABLE, out_console
 from shared.pipeline.errors import FractureSweepError
@@ -49,6 +49,8 @@ app.command()(running.submit)
 app.command()(following.status)
 app.command()(following.export)
 app.command()(retention.gc)
+app.command()(training.train)
+app.command()(training.evaluate)
 app.command("keys")(making.make_keys)
 app.command("secrets")(making.make_secrets)
 app.command("prepare-store")(making.prepare_store)

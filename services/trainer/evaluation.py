@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Final, Literal
 
 import numpy as np
 
 from services.trainer.cohort_table import CohortTable
-from services.trainer.results import ModelName, Scored
+from services.trainer.results import Demographic, Evaluation, FlowStep, ModelName, Scored
 from services.trainer.selection import Matrix
 from shared.fracture.bundle import Bundle, evaluate
 from shared.fracture.nomogram import Sex, read_points
@@ -50,4 +53,77 @@ def scored(bundle: Bundle, table: CohortTable, dtl: Matrix) -> tuple[Scored, ...
             threshold=thresholds[name],
         )
         for name, values in probabilities(bundle, table, dtl).items()
+    )
+
+
+def demographics(table: CohortTable, part: Sequence[Literal["train", "test"]]) -> tuple[Demographic, ...]:
+    """The rows of Table 1; `part` of each row."""
+    return tuple(
+        Demographic(
+            patient=int(table.patient[row]),
+            part=part[row],
+            acute=bool(table.acute[row]),
+            age=float(table.age[row]),
+            male=bool(table.male[row]),
+            level=table.level[row],
+            site=table.site[row],
+        )
+        for row in range(len(table))
+    )
+
+
+BOOTSTRAPS: Final = 2000
+SEED: Final = 2023
+
+
+def evaluation(
+    bundle: Bundle,
+    table: CohortTable,
+    dtl: Matrix,
+    *,
+    flow: tuple[FlowStep, ...],
+    phantom: bool,
+    sha256: str,
+    warnings: tuple[str, ...] = (),
+) -> Evaluation:
+    """All that is said of a `running` bundle on a cohort. `dtl` (n, features); `sha256` of COHORT.csv."""
+    manifest = bundle.manifest
+    found = scored(bundle, table, dtl)
+    (fusion,) = [one for one in found if one.model == "fusion"]
+    limits = bundle.models.conformal
+    sets = [] if limits is None else [limits.prediction_set(value) for value in fusion.probability]
+    trained_on_phantoms = manifest.kind == "DEMO"
+    said = list(warnings)
+    if phantom:
+        said.insert(0, "All images are synthetic phantoms: no number here says anything about patients.")
+    if trained_on_phantoms:
+        said.insert(0, "The bundle was trained on synthetic phantoms and has no clinical meaning.")
+    return Evaluation(
+        title=f"{manifest.name} {manifest.version} on another cohort",
+        phantom=phantom,
+        bundle={
+            "bundle_id": bundle.bundle_id,
+            "name": manifest.name,
+            "version": manifest.version,
+            "kind": manifest.kind,
+            "preset": manifest.preset,
+        },
+        bundle_phantom=trained_on_phantoms,
+        seed=SEED,
+        bootstraps=BOOTSTRAPS,
+        versions={
+            "Python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "scipy", "onnxruntime", "fracture-sweep")},
+        },
+        hashes={
+            "crop protocol": manifest.crop.crop_hash,
+            "HCR protocol": manifest.hcr.hcr_hash,
+            "DTL protocol": manifest.dtl.dtl_hash,
+            "COHORT.csv": sha256,
+        },
+        flow=flow,
+        cohort=demographics(table, ["test"] * len(table)),
+        scores=found,
+        indeterminate=sum(1 for one in sets if len(one) != 1),
+        warnings=tuple(said),
     )

@@ -5,7 +5,7 @@ No name, no path, no id of a patient: rows are numbered.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -150,6 +150,18 @@ class Scored(_Frozen):
     threshold: float
 
 
+class Judged(Protocol):
+    """Something whose models were judged: what ROC, calibration and decision curves are drawn from."""
+
+    @property
+    def scores(self) -> tuple[Scored, ...]:
+        """The scores of its models by part."""
+
+    @property
+    def phantom(self) -> bool:
+        """Whether the rows are phantoms."""
+
+
 class Epoch(_Frozen):
     """One epoch of the fine-tuning; `inner_*` on patients of an inner fold."""
 
@@ -220,3 +232,26 @@ class RunResult(_Frozen):
             if (one.model, one.part) == (model, part):
                 return one
         raise KeyError(f"no scores of {model} on {part}")
+
+
+class Evaluation(_Frozen):
+    """evaluation.json: a bundle judged on a cohort that took no part in its training; nothing was fitted."""
+
+    schema_version: Literal[1] = 1
+    title: str
+    phantom: bool
+    bundle: dict[str, str]
+    """Its id, name, version, kind and preset."""
+    bundle_phantom: bool
+    """The bundle was trained on phantoms."""
+    seed: int
+    bootstraps: int
+    versions: dict[str, str]
+    hashes: dict[str, str]
+    flow: tuple[FlowStep, ...]
+    cohort: tuple[Demographic, ...]
+    """All of them of part test."""
+    scores: tuple[Scored, ...]
+    indeterminate: int
+    """Vertebrae that the bundle's conformal limits leave open."""
+    warnings: tuple[str, ...]

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from services.trainer.results import LABELS, MODELS, Demographic, ModelName, PartName, RunResult, Scored
+from services.trainer.results import LABELS, MODELS, Demographic, Evaluation, ModelName, PartName, RunResult, Scored
 from services.trainer.statistics.auc import (
     AucBootstrap,
     auc_delong,
@@ -554,4 +554,14 @@ def tables(run: RunResult) -> tuple[Table, ...]:
         cohort_table(run.cohort, seed=seed, phantom=run.phantom),
         performance_table(run.scores, resamples=resamples, seed=seed, phantom=run.phantom),
         comparison_table(run.scores, resamples=resamples, seed=seed, phantom=run.phantom),
+    )
+
+
+def evaluation_tables(found: Evaluation) -> tuple[Table, ...]:
+    """The same three tables of an external validation."""
+    resamples, seed, phantom = found.bootstraps, found.seed, found.phantom or found.bundle_phantom
+    return (
+        cohort_table(found.cohort, seed=seed, phantom=phantom),
+        performance_table(found.scores, resamples=resamples, seed=seed, phantom=phantom),
+        comparison_table(found.scores, resamples=resamples, seed=seed, phantom=phantom),
     )

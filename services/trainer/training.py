@@ -29,7 +29,7 @@ from services.trainer.bundle_writer import (
 from services.trainer.classifiers import onnx_difference, to_onnx
 from services.trainer.cohort_table import CohortTable, TooSmall
 from services.trainer.conformal import fit_conformal
-from services.trainer.evaluation import probabilities
+from services.trainer.evaluation import demographics, probabilities
 from services.trainer.model_card import model_card
 from services.trainer.models import BRANCHES, FourModels, Rows, fit_four_models
 from services.trainer.network_step import ImageFeatures, network_step
@@ -39,7 +39,6 @@ from services.trainer.results import (
     MODELS,
     Branch,
     Chosen,
-    Demographic,
     FlowStep,
     ModelName,
     NetworkRun,
@@ -104,6 +103,8 @@ class Cohort:
     sha256: str
     """Of COHORT.csv."""
     phantom: bool
+    warnings: tuple[str, ...] = ()
+    """What is to be said of its images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +260,7 @@ def train(
         machine={"system": platform.system(), "machine": platform.machine(), "processes": str(processes)},
         seconds={**(seconds_before or {}), **clock.seconds},
         flow=(*cohort.flow, *_parts(table, test)),
-        cohort=_demographics(table, test),
+        cohort=demographics(table, ["test" if held else "train" for held in test]),
         repeatability=kept,
         selections=selections,
         network=step.run,
@@ -501,21 +502,6 @@ def _parts(table: CohortTable, test: NDArray[np.bool_]) -> tuple[FlowStep, ...]:
     return (_part_counts("training", table, ~test), _part_counts("held out", table, test))
 
 
-def _demographics(table: CohortTable, test: NDArray[np.bool_]) -> tuple[Demographic, ...]:
-    return tuple(
-        Demographic(
-            patient=int(table.patient[row]),
-            part="test" if test[row] else "train",
-            acute=bool(table.acute[row]),
-            age=float(table.age[row]),
-            male=bool(table.male[row]),
-            level=table.level[row],
-            site=table.site[row],
-        )
-        for row in range(len(table))
-    )
-
-
 def _warnings(
     cohort: Cohort,
     settings: TrainingSettings,
@@ -525,7 +511,7 @@ def _warnings(
     optimism: tuple[Optimism, ...],
     test: NDArray[np.bool_],
 ) -> tuple[str, ...]:
-    said = []
+    said = list(cohort.warnings)
     if cohort.phantom:
         said.append("All images are synthetic phantoms: no number here says anything about patients.")
     if run.mode == "in_sample":

@@ -1,0 +1,196 @@
+"""`train` and `evaluate`: a cohort's files through the nightly run's services, then what is fitted or judged on them.
+
+Everything that a run makes lies in its folder, so that the same command goes on after an interruption: features in
+the store, the network's checkpoints, and the results of steps that take long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.cohort import Cohort, cohort_table, deep_features, extraction_of, extraction_of_bundle
+from services.settings import Settings
+from services.trainer.evaluation import evaluation
+from services.trainer.results import LABELS, Evaluation, Optimism, RunResult
+from services.trainer.run_report.evaluation_page import write_evaluation_report
+from services.trainer.run_report.writing import write_run_report
+from services.trainer.settings import TrainingSettings
+from services.trainer.tables import Table, evaluation_tables, tables
+from services.trainer.training import Cohort as TrainingCohort
+from services.trainer.training import Naming, Trained, train
+from shared.fracture.bundle import Bundle
+from shared.fracture.ids import Pseudonyms
+from shared.fracture.protocol import DtlProtocol
+from shared.pipeline.errors import FractureSweepError
+from shared.pipeline.store import Store
+
+if TYPE_CHECKING:
+    from services.trainer.training import Progress as FitProgress
+
+RESULT: Final = "run.json"
+EVALUATION: Final = "evaluation.json"
+REPORT: Final = "report"
+TABLES: Final = "tables"
+WORK: Final = "work"
+PHANTOM_SITE: Final = "PHANTOM"
+"""What the sites of phantom cohorts begin with."""
+
+
+class Progress(Protocol):
+    """Something that shows how far a run is."""
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """So much of so much of a step is done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a cohort is run: the settings of the services, the site's pseudonyms, the store, and the folder of it."""
+
+    app: Settings
+    pseudonyms: Pseudonyms
+    store: Store
+    out: Path
+    processes: int
+
+
+def is_phantom(sites: Sequence[str]) -> bool:
+    """Whether a cohort holds phantoms; with one of them no result says anything about patients."""
+    return any(site.startswith(PHANTOM_SITE) for site in sites)
+
+
+def naming(kind: str | None, *, name: str, version: str, notes: str) -> Naming:
+    """How the bundle is to be called; FractureSweepError for a kind that nobody may choose."""
+    if kind not in (None, "RESEARCH", "SITE"):
+        raise FractureSweepError(f"the kind {kind!r} cannot be chosen: RESEARCH or SITE (of phantoms it is DEMO)")
+    return Naming(kind="SITE" if kind == "SITE" else "RESEARCH", name=name, version=version, notes=notes)
+
+
+def optimism_line(one: Optimism) -> str:
+    """In-sample beside out-of-fold and held out, in one line."""
+    held = "–" if one.held_out is None else f"{one.held_out:.3f}"
+    return f"{LABELS[one.model]}: AUC in-sample {one.in_sample:.3f}, out-of-fold {one.out_of_fold:.3f}, held out {held}"
+
+
+def image_features(onnx: bytes, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The features (n, features) of pictures (n, size, size), as the deep extractor computes them on the CPU."""
+    from services.deep_extractor.network import Network
+
+    return np.array(Network(onnx, device="cpu", intra_op_threads=1).features(list(images)), dtype=np.float64)
+
+
+def train_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming: Naming, progress: Progress) -> Trained:
+    """Train on a cohort file: OUT/bundle, OUT/run.json, OUT/tables and OUT/report.
+
+    CohortError with all faults of the file before anything long starts; TooSmall and FractureSweepError later.
+    """
+    started = time.monotonic()
+    extraction = extraction_of(settings)
+    cohort = cohort_table(
+        csv,
+        settings,
+        app=place.app,
+        pseudonyms=place.pseudonyms,
+        store=place.store,
+        out=place.out / WORK,
+        progress=progress.step,
+    )
+    phantom = is_phantom(cohort.table.site)
+    trained = train(
+        TrainingCohort(
+            table=cohort.table,
+            flow=cohort.flow,
+            hcr=extraction.hcr,
+            parameters=extraction.parameters,
+            mask_sources=("synthetic phantom",) if phantom else ("given masks",),
+            sha256=cohort.fingerprint,
+            phantom=phantom,
+            warnings=cohort.warnings,
+        ),
+        settings,
+        naming=replace(naming, kind="DEMO") if phantom else naming,
+        image_features=image_features,
+        deep_features=partial(_deep, cohort=cohort, place=place, progress=progress),
+        out=place.out,
+        work=place.out / WORK,
+        processes=place.processes,
+        progress=progress,
+        seconds_before={"cohort": round(time.monotonic() - started, 3)},
+    )
+    write_results(trained.result, place.out)
+    return trained
+
+
+def _deep(
+    network: bytes, protocol: DtlProtocol, *, cohort: Cohort, place: Place, progress: FitProgress
+) -> NDArray[np.float64]:
+    return deep_features(
+        place.store, cohort.ready, network=network, protocol=protocol, app=place.app, progress=progress.step
+    )
+
+
+def write_results(result: RunResult, out: Path) -> Path:
+    """OUT/run.json, OUT/tables and OUT/report; the path of the report's page."""
+    _write(out / RESULT, result.model_dump_json(indent=1) + "\n")
+    drawn = tables(result)
+    _write_tables(drawn, out)
+    return write_run_report(result, _sections(drawn), out / REPORT)
+
+
+def evaluate_cohort(bundle: Bundle, csv: Path, *, place: Place, progress: Progress) -> Evaluation:
+    """Judge a bundle on another cohort, with nothing fitted: OUT/evaluation.json, OUT/tables and OUT/report."""
+    settings = TrainingSettings.of(bundle.manifest.preset, {"roi": bundle.manifest.crop.roi})
+    cohort = cohort_table(
+        csv,
+        settings,
+        app=place.app,
+        pseudonyms=place.pseudonyms,
+        store=place.store,
+        out=place.out / WORK,
+        extraction=extraction_of_bundle(bundle),
+        fitting=False,
+        progress=progress.step,
+    )
+    dtl = _deep(bundle.network_bytes(), bundle.manifest.dtl, cohort=cohort, place=place, progress=progress)
+    found = evaluation(
+        bundle.running(),
+        cohort.table,
+        dtl,
+        flow=cohort.flow,
+        phantom=is_phantom(cohort.table.site),
+        sha256=cohort.fingerprint,
+        warnings=cohort.warnings,
+    )
+    _write(place.out / EVALUATION, found.model_dump_json(indent=1) + "\n")
+    drawn = evaluation_tables(found)
+    _write_tables(drawn, place.out)
+    write_evaluation_report(found, _sections(drawn), place.out / REPORT)
+    return found
+
+
+def _sections(drawn: Sequence[Table]) -> list[tuple[str, str]]:
+    """Each table's anchor in the report, and its HTML."""
+    return [(table.name.replace("table", "table-"), table.to_html()) for table in drawn]
+
+
+def _write_tables(drawn: Sequence[Table], out: Path) -> None:
+    folder = out / TABLES
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in drawn:
+        for ending, text in (("csv", table.to_csv()), ("tex", table.to_latex()), ("html", table.to_html())):
+            _write(folder / f"{table.name}.{ending}", text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
