@@ -1,9 +1,9 @@
 """Classifiers as ONNX graphs with the input `z` float32 (n, k) and the output `score` float32 (n, 1).
 
 The graphs are written here, from the fitted numbers, and not by converters (docs/decisions/0014). A float64 threshold
-of a tree becomes the largest float32 not above it, so that for float32 values "x <= t" stays what it was; rounded
-to the nearest, a value between both would go to the other side. Kernels, distances and the sum over trees are computed
-in float64 inside the graph. The bytes follow from the numbers alone.
+of a tree becomes the largest float32 that is not above it, so that for float32 values "x <= t" stays what it was;
+rounded to the nearest, a value between both would go to the other side. Kernels, distances and the sum over trees are
+computed in float64 inside the graph. The bytes follow from the numbers alone.
 
 Only operators of ai.onnx and ai.onnx.ml, at opsets that onnxruntime has known for years.
 """

@@ -24,6 +24,8 @@ MODULES = {
     "scipy": "scipy",
     "scikit-learn": "sklearn",
     "safetensors": "safetensors",
+    "xgboost-cpu": "xgboost",
+    "lightgbm": "lightgbm",
     "torch": "torch",
 }
 """Distribution of an extra → the module that it brings."""
