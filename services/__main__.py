@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -172,6 +174,20 @@ class Bars:
     def cases(self, done: int, found: int) -> None:
         """So many cases have an end, of so many found until now."""
         self._progress.update(self._cases, completed=done, total=found or None)
+
+
+class StepBars:
+    """Progress on a terminal of a job of several steps: a bar each, from when it is first told of."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """So many of so many are done of a step."""
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total)
+        self._progress.update(self._tasks[what], completed=done, total=total)
 
 
 @contextmanager
@@ -888,12 +904,8 @@ def phantom_cohort(
 
     cohort = PhantomCohort(patients=patients, seed=seed, kappa=kappa, readers=readers, nifti=nifti)
     with bars(time_left=True) as progress:
-        task = progress.add_task("phantoms made", total=patients)
         path = write_training_cohort(
-            folder,
-            cohort,
-            processes=processes,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            folder, cohort, processes=processes, progress=partial(StepBars(progress), "phantoms made")
         )
     out_console.print(f"{patients} phantom patients, table {path} (synthetic, no clinical meaning)")
 
