@@ -65,7 +65,8 @@ class Want:
 
 
 Wanted = Callable[[MasksReady], Collection[str]]
-"""Which levels of a series are to become cases; where it is not given, all of them."""
+"""Which levels of a series are to become cases, for training: then no plan is made, and no sweep's ledger counts them.
+Where it is not given, all of them are planned."""
 
 SERIES_PER_PROCESS: Final = 50
 """After so many series a process is replaced by a new one, since long-lived ones leak."""
@@ -97,13 +98,13 @@ class Resampler:
         cases = planned_cases(manifest, masks)
         if not cases:
             raise Reject(*no_case_reasons(masks))
-        planned = cases
         if self.wanted is not None:
             asked = self.wanted(fact)
             cases = tuple(case for case in cases if case.level in asked)
         wants = {case.level: self._want(fact, case) for case in cases if case.level in masks.levels}
         results = self._results(wants, manifest=manifest, masks=masks)
-        self._write_plan(fact, planned)
+        if self.wanted is None:
+            self._write_plan(fact, cases)
         dear: list[str] = []
         for case in cases:
             result = results.get(case.level)

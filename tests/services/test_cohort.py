@@ -215,9 +215,9 @@ def test_repeated_masks_are_cases_of_their_own(folder: Path, tmp_path: Path) -> 
 
     with pytest.raises(CohortError, match="too few rows with mask3: repeatability needs 5 training rows, there are 4"):
         run(csv, tmp_path / "out", **number)
-    csv = write_cohort(folder, [line.replace("reader-3", "reader-2") for line in lines[:-2]] + lines[-2:])
     lines[4] = row(2, levels="L2", mask2="reader-2/2-mask.nii.gz", mask3="reader-3/2-mask.nii.gz")
-    found = run(write_cohort(folder, lines), tmp_path / "out", **number)
+    store = restricted(FolderStore(tmp_path / "store"), app_settings())
+    found = run(write_cohort(folder, lines), tmp_path / "out", store=store, **number)
 
     intra, inter = found.table.repeats["intra"], found.table.repeats["inter"]
     assert intra.rows.tolist() == inter.rows.tolist() == [0, 1, 2, 3, 4]
@@ -226,6 +226,7 @@ def test_repeated_masks_are_cases_of_their_own(folder: Path, tmp_path: Path) -> 
     assert (intra.hcr[:, volume] < found.table.hcr[:5, volume]).all()
     assert (inter.hcr[:, volume] < intra.hcr[:, volume]).all()
     assert not found.table.perturbed
+    assert not written(store, "plans/")  # no sweep's ledger counts them
 
 
 def test_without_repeated_masks_training_rows_are_perturbed(folder: Path, tmp_path: Path) -> None:
