@@ -92,11 +92,15 @@ def _conv(inputs: int, outputs: int, kernel: int, *, stride: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
-def random_network(architecture: Architecture, *, seed: int) -> ResNet:
-    """The network of an architecture with a seeded random start in which every block does something at once."""
-    if architecture == "tiny":
-        return tiny(seed=seed)
-    return initialised(resnet50(seed=seed), seed=seed, zero_residual=False)
+def random_network(architecture: Architecture, *, seed: int, zero_residual: bool = False) -> ResNet:
+    """The network of an architecture with a seeded random start.
+
+    Its blocks do something at once, which gives a network that stays as it is more kinds of features. A ResNet50 that
+    is to be trained had better start with `zero_residual`: measured, the features of the other are 200 times as large
+    and the loss goes from 11 to 190, where this one's goes from .69 down. The tiny network learns faster without.
+    """
+    network = tiny(seed=seed) if architecture == "tiny" else resnet50(seed=seed)
+    return initialised(network, seed=seed, zero_residual=zero_residual)
 
 
 def network_of(architecture: Architecture, state: Mapping[str, Tensor]) -> ResNet:

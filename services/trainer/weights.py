@@ -54,7 +54,8 @@ def starting_weights(settings: NetworkSettings, *, seed: int) -> Start:
             raise WeightsError("network.weights_sha256 is set, but network.weights names no file")
         if not settings.random_start:
             raise WeightsError(_no_weights(settings.architecture))
-        network = random_network(settings.architecture, seed=seed)
+        quiet = settings.architecture == "resnet50" and settings.mode != "frozen"
+        network = random_network(settings.architecture, seed=seed, zero_residual=quiet)
         return Start(state=_copy(network.state_dict()), words=f"random start (seed {seed})", sha256=None)
     if settings.random_start:
         raise WeightsError("network.weights and network.random_start exclude each other: take one of them away")

@@ -151,6 +151,31 @@ def test_each_class_weighs_the_same_and_a_row_one_on_average() -> None:
     assert np.mean([weights[label] for label in acute]) == pytest.approx(1)
 
 
+def test_the_head_goes_by_gradient_descent_with_momentum_and_weight_decay_at_the_rates_of_the_schedule(
+    tmp_path: Path,
+) -> None:
+    images, acute, patient = _cohort(6)
+    settings = _settings(epochs=3, batch=32, frozen_share=1, augmentation=False, weight_decay=0.01)
+    fitted = fit_network(images, acute, patient, settings, seed=1, start=_start(), work=tmp_path)
+
+    with torch.no_grad():
+        features = fitted.network()(torch.from_numpy(images)[:, None]).double().numpy()
+    inputs = np.hstack([features, np.ones((len(acute), 1))])
+    share = np.array(class_weights(acute))[acute]
+    share /= share.sum()
+    head, momentum = np.zeros((2, inputs.shape[1])), np.zeros((2, inputs.shape[1]))
+    for epoch in range(3):
+        answers = np.exp(inputs @ head.T)
+        wrong = answers / answers.sum(axis=1, keepdims=True) - np.eye(2)[acute]
+        momentum = 0.9 * momentum + (wrong * share[:, None]).T @ inputs + 0.01 * head
+        head = head - rates(epoch, settings)[0] * momentum
+
+    expected = head[1] - head[0]
+    assert fitted.weight == pytest.approx(expected[:-1], abs=1e-6)
+    assert fitted.bias == pytest.approx(expected[-1], abs=1e-6)
+    assert np.abs(expected).max() > 1e-2
+
+
 def test_the_larger_class_does_not_win_where_the_pictures_say_nothing(tmp_path: Path) -> None:
     images = np.repeat(_cohort(1)[0][:1], 8, axis=0)
     acute = np.array([1, 1, 1, 1, 1, 1, 0, 0], dtype=np.int64)
@@ -374,6 +399,25 @@ def test_a_run_interrupted_after_any_epoch_ends_with_the_same_bits(
     assert seen[0] == min(last, 4) + 1
     assert _same(resumed, whole)
     assert resumed.best_epoch == whole.best_epoch
+
+
+def test_an_interruption_does_not_forget_which_epoch_was_the_best(tmp_path: Path) -> None:
+    cohort = _cohort(16, band=0.0)
+    settings = _settings(epochs=20, frozen_share=0, patience=3, learning_rate=0.1)
+    whole = fit_network(*cohort, settings, seed=4, start=_start(), work=tmp_path / "whole")
+
+    def stop(done: int, _: int) -> None:
+        if done == whole.best_epoch + 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_network(
+            *cohort, settings, seed=4, start=_start(), work=tmp_path / "parts", progress=stop, checkpoint_seconds=0
+        )
+    resumed = fit_network(*cohort, settings, seed=4, start=_start(), work=tmp_path / "parts")
+
+    assert resumed.best_epoch == whole.best_epoch
+    assert _same(resumed, whole)
 
 
 def test_a_finished_fit_is_read_and_not_made_again(tmp_path: Path) -> None:

@@ -83,6 +83,14 @@ def test_a_random_start_that_was_asked_for_says_so_and_comes_from_the_seed() -> 
     assert not torch.equal(first.state["conv1.weight"], second.state["conv1.weight"])
 
 
+def test_a_randomly_started_resnet50_that_is_to_be_trained_begins_with_quiet_blocks() -> None:
+    trained = starting_weights(NetworkSettings(random_start=True, mode="in_sample"), seed=1)
+    frozen = starting_weights(NetworkSettings(random_start=True, mode="frozen"), seed=1)
+
+    assert not trained.state["layer3.0.bn3.weight"].any()
+    assert frozen.state["layer3.0.bn3.weight"].all()
+
+
 def test_a_file_and_a_random_start_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="exclude each other"):
         starting_weights(_settings(weights=tmp_path / "a.pth", random_start=True), seed=1)
