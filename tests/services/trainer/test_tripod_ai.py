@@ -41,7 +41,7 @@ def test_the_run_fills_in_what_it_knows() -> None:
 
 
 def test_without_held_out_patients_the_comparison_stays_open_and_the_limit_is_named() -> None:
-    items = {item.number: item for item in checklist(VARIANTS["no test part"]())}
+    items = {item.number: item for item in checklist(VARIANTS["no test part, perturbed masks"]())}
 
     assert items["20c"].state == "open"
     assert "no rows were held out" in items["26"].answer

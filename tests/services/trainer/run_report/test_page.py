@@ -33,7 +33,7 @@ class Page(HTMLParser):
         self.elements: list[str] = []
         self.asked: list[str] = []
         self.ids: list[str] = []
-        self.text = ""
+        self.texts: list[str] = []
         self.feed(html)
         self.close()
         assert self.stack == []
@@ -54,11 +54,11 @@ class Page(HTMLParser):
         assert self.stack.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.texts.append(data)
 
     @property
     def words(self) -> str:
-        return " ".join(self.text.split())
+        return " ".join(" ".join(self.texts).split())
 
 
 def html_of(result: RunResult, variant: str = "") -> str:
@@ -188,5 +188,5 @@ def test_an_in_sample_number_that_flatters_is_called_so() -> None:
 
 def test_the_summary_names_the_held_out_results_or_says_that_there_are_none() -> None:
     assert "On 73 phantom patients that were held out, the AUC was: Radiomics 0.757" in summary(full_result())
-    assert "No patients were held out" in summary(VARIANTS["no test part"]())
-    assert "phantom" not in summary(VARIANTS["no repeats, frozen network"]())
+    assert "No patients were held out" in summary(VARIANTS["no test part, perturbed masks"]())
+    assert "phantom" not in summary(VARIANTS["no repeats, frozen network, fallback"]())

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from services.trainer.figures.catalogue import run_figures
 from services.trainer.run_report.writing import write_run_report
-from tests.fixtures.run_results import make_result
+from tests.fixtures.run_results import hcr_names, make_result
 
-RESULT = make_result(patients=40, one_feature=True, folds=(), kinds=())
+FULL = make_result(patients=60, names=hcr_names()[::13], most=12, folds=(), kinds=(), test=False)
+RESULT = FULL.model_copy(update={"selections": FULL.selections[2:]})
 TABLES = [("table-1", "<table><tbody><tr><td>Age</td></tr></tbody></table>")]
 
 
