@@ -73,7 +73,9 @@ def draw_feature_counts(data: FigureData, *, phantom: bool) -> Figure:
             axes.tick_params(axis="y", length=0)
             axes.set_yticks(range(len(kinds)), [CLASS_TITLES.get(kind, kind) for kind in kinds] if column == 0 else [])
             heading = f"{BRANCH_TITLES[branch]}: {step}" if column == 0 else f"→ {step}"  # type: ignore[index]
-            axes.set_title(f"{heading}\n{counts.sum():,.0f} features", fontsize=9)
+            axes.set_title(
+                f"{heading}\n{counts.sum():,.0f} {'feature' if counts.sum() == 1 else 'features'}", fontsize=9
+            )
     return figure
 
 

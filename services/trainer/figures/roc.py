@@ -43,9 +43,10 @@ def roc(result: RunResult) -> RunFigure:
 def draw_roc(data: FigureData, *, phantom: bool) -> Figure:
     """The panels side by side, each with its own legend below."""
     parts = data.distinct("part")
-    figure = new_figure(width=max(3.55 * len(parts), 4.2), height=5.2, phantom=phantom)
+    figure = new_figure(width=max(3.55 * len(parts), 4.2), height=5.6, phantom=phantom)
+    grid = figure.add_gridspec(2, len(parts), height_ratios=(2.3, 1))
     for place, part in enumerate(parts):
-        axes = figure.add_subplot(1, len(parts), place + 1)
+        axes, below = figure.add_subplot(grid[0, place]), figure.add_subplot(grid[1, place])
         axes.plot([0, 1], [0, 1], color=DROPPED_COLOUR, linewidth=0.9)
         panel = data.where(part=part)
         for label in panel.distinct("model"):
@@ -68,7 +69,8 @@ def draw_roc(data: FigureData, *, phantom: bool) -> Figure:
             fontsize=9.5,
         )
         light_grid(axes)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=2.6, labelspacing=0.55)
+        below.set_axis_off()
+        below.legend(*axes.get_legend_handles_labels(), loc="upper center", handlelength=2.6, labelspacing=0.55)
     return figure
 
 

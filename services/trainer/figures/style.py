@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -123,22 +125,26 @@ def legend_below(figure: Figure, axes: Axes, *, columns: int) -> None:
 def lay_out(figure: Figure) -> None:
     """Settle where everything stands, once for all files of a figure.
 
-    The first pass does not yet know how large panels of fixed aspect become, nor what hangs below them.
+    One pass does not yet know how large panels of fixed aspect become.
     """
-    figure.draw_without_rendering()
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        for _ in range(3 if any(axes.get_aspect() != "auto" for axes in figure.axes) else 1):
+            engine.execute(figure)
     figure.set_layout_engine("none")
 
 
 def svg_text(figure: Figure, *, name: str) -> str:
     """The figure as SVG without metadata; all its ids begin with the figure's name, so that a page can hold many."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
+    # the canvas itself: savefig would draw everything twice
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Creator": None, "Date": None, "Format": None, "Type": None})
     return _ID.sub(lambda found: f"{found.group(1)}{name}-", buffer.getvalue().decode("utf-8"))
 
 
 def png_bytes(figure: Figure) -> bytes:
     """The figure as PNG at 150 dots an inch, without metadata."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    figure.set_dpi(DPI)
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
