@@ -20,8 +20,7 @@ from services.cohort import Cohort, cohort_table, deep_features, extraction_of, 
 from services.settings import Settings
 from services.trainer.evaluation import evaluation
 from services.trainer.results import LABELS, Evaluation, Optimism, RunResult
-from services.trainer.run_report.evaluation_page import write_evaluation_report
-from services.trainer.run_report.writing import write_run_report
+from services.trainer.run_report.writing import write_evaluation_report, write_run_report
 from services.trainer.settings import TrainingSettings
 from services.trainer.tables import Table, evaluation_tables, tables
 from services.trainer.training import Cohort as TrainingCohort

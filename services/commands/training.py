@@ -47,9 +47,7 @@ class Steps:
 
 def train(
     cohort: Annotated[Path | None, typer.Argument(help="COHORT.csv (docs/cohort.md).", metavar="COHORT.csv")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The run's folder; what was begun there goes on.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; what was begun there goes on.")] = None,
     preset: Annotated[str, typer.Option("--preset", help="paper, or recommended.")] = "recommended",
     settings_file: Annotated[
         Path | None, typer.Option("--training", help="A TOML file of training settings, over the preset.")

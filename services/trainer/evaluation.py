@@ -100,7 +100,7 @@ def evaluation(
         said.insert(0, "The bundle was trained on synthetic phantoms and has no clinical meaning.")
     return Evaluation(
         title=f"{manifest.name} {manifest.version} on another cohort",
-        phantom=phantom,
+        phantom=phantom or trained_on_phantoms,
         bundle={
             "bundle_id": bundle.bundle_id,
             "name": manifest.name,
@@ -108,7 +108,6 @@ def evaluation(
             "kind": manifest.kind,
             "preset": manifest.preset,
         },
-        bundle_phantom=trained_on_phantoms,
         seed=SEED,
         bootstraps=BOOTSTRAPS,
         versions={

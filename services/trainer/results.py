@@ -151,7 +151,15 @@ class Scored(_Frozen):
 
 
 class Judged(Protocol):
-    """Something whose models were judged: what ROC, calibration and decision curves are drawn from."""
+    """Something whose models were judged: a run, or an external validation."""
+
+    @property
+    def flow(self) -> tuple[FlowStep, ...]:
+        """The cohort's way."""
+
+    @property
+    def cohort(self) -> tuple[Demographic, ...]:
+        """The rows that were left."""
 
     @property
     def scores(self) -> tuple[Scored, ...]:
@@ -159,7 +167,7 @@ class Judged(Protocol):
 
     @property
     def phantom(self) -> bool:
-        """Whether the rows are phantoms."""
+        """Whether what is shown is to be called phantom."""
 
 
 class Epoch(_Frozen):
@@ -240,10 +248,9 @@ class Evaluation(_Frozen):
     schema_version: Literal[1] = 1
     title: str
     phantom: bool
+    """The cohort is one of phantoms, or the bundle was trained on such."""
     bundle: dict[str, str]
     """Its id, name, version, kind and preset."""
-    bundle_phantom: bool
-    """The bundle was trained on phantoms."""
     seed: int
     bootstraps: int
     versions: dict[str, str]

@@ -559,7 +559,7 @@ def tables(run: RunResult) -> tuple[Table, ...]:
 
 def evaluation_tables(found: Evaluation) -> tuple[Table, ...]:
     """The same three tables of an external validation."""
-    resamples, seed, phantom = found.bootstraps, found.seed, found.phantom or found.bundle_phantom
+    resamples, seed, phantom = found.bootstraps, found.seed, found.phantom
     return (
         cohort_table(found.cohort, seed=seed, phantom=phantom),
         performance_table(found.scores, resamples=resamples, seed=seed, phantom=phantom),

@@ -20,7 +20,7 @@ from services.trainer.figures.style import (
     light_grid,
     new_figure,
 )
-from services.trainer.results import LABELS, RunResult, Scored
+from services.trainer.results import LABELS, Judged, Scored
 
 BINS: Final = 10
 LEAST_CASES: Final = 10
@@ -28,7 +28,7 @@ LEAST_CASES: Final = 10
 _Z95: Final = 1.959963984540054
 
 
-def calibration(result: RunResult) -> RunFigure:
+def calibration(result: Judged) -> RunFigure:
     """Figure: observed share of acute fractures against the mean probability, out of fold and held out."""
     rows = [row for one in result.scores if one.part != "train" for row in _rows(one)]
     return RunFigure(

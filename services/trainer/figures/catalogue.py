@@ -17,7 +17,7 @@ from services.trainer.figures.run_figure import RenderedFigure, RunFigure
 from services.trainer.figures.spearman_clusters import spearman_clusters
 from services.trainer.figures.stability import stability
 from services.trainer.figures.training_curves import training_curves
-from services.trainer.results import RunResult
+from services.trainer.results import Evaluation, RunResult
 
 
 def run_figures(result: RunResult) -> tuple[RunFigure, ...]:
@@ -38,6 +38,11 @@ def run_figures(result: RunResult) -> tuple[RunFigure, ...]:
         nomogram(result),
         conformal_sets(result),
     )
+
+
+def evaluation_figures(found: Evaluation) -> tuple[RunFigure, ...]:
+    """Those that an external validation has."""
+    return (roc(found), calibration(found), decision_curves(found))
 
 
 def write_figures(figures: tuple[RunFigure, ...], folder: Path) -> tuple[RenderedFigure, ...]:

@@ -20,14 +20,14 @@ from services.trainer.figures.style import (
     light_grid,
     new_figure,
 )
-from services.trainer.results import LABELS, PartName, RunResult
+from services.trainer.results import LABELS, Judged, PartName
 
 THRESHOLDS: Final = np.arange(1, 100) / 100
 TREAT_ALL: Final = "treat all"
 TREAT_NONE: Final = "treat none"
 
 
-def decision_curves(result: RunResult) -> RunFigure:
+def decision_curves(result: Judged) -> RunFigure:
     """Figure: net benefit over the threshold probability, out of fold and held out."""
     parts: tuple[PartName, ...] = ("out_of_fold", "test")
     rows = [row for part in parts for row in _rows(result, part)]
@@ -71,7 +71,7 @@ def draw_decision_curves(data: FigureData, *, phantom: bool) -> Figure:
     return figure
 
 
-def _rows(result: RunResult, part: PartName) -> list[dict[str, Cell]]:
+def _rows(result: Judged, part: PartName) -> list[dict[str, Cell]]:
     scored = [one for one in result.scores if one.part == part]
     if not scored:
         return []

@@ -19,11 +19,11 @@ from services.trainer.figures.style import (
     light_grid,
     new_figure,
 )
-from services.trainer.results import LABELS, RunResult, Scored
+from services.trainer.results import LABELS, Judged, Scored
 from services.trainer.statistics import auc_delong
 
 
-def roc(result: RunResult) -> RunFigure:
+def roc(result: Judged) -> RunFigure:
     """Figure: one panel a part, one curve a model, AUC with DeLong's interval in the legend."""
     rows = [row for one in result.scores for row in _rows(one)]
     return RunFigure(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from services.trainer.results import RunResult
+from services.trainer.results import Judged
 
 PART_TITLES: Final = {"train": "Training", "test": "Test, held out"}
 
@@ -30,7 +30,7 @@ class CohortFlow:
     parts: tuple[FlowBox, ...]
 
 
-def cohort_flow(result: RunResult) -> CohortFlow:
+def cohort_flow(result: Judged) -> CohortFlow:
     """The diagram of a run: its steps, and the parts as the rows of the cohort say."""
     steps = tuple(
         FlowBox(
@@ -60,7 +60,7 @@ def cohort_flow(result: RunResult) -> CohortFlow:
     return CohortFlow(steps=steps, parts=tuple(parts))
 
 
-def sites(result: RunResult) -> tuple[tuple[str, int, int], ...]:
+def sites(result: Judged) -> tuple[tuple[str, int, int], ...]:
     """Each site with its patients and vertebrae, the largest first."""
     rows: dict[str, list[int]] = {}
     for row in result.cohort:

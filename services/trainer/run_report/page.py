@@ -16,9 +16,9 @@ from markupsafe import Markup
 
 from services.trainer.figures.feature_counts import BRANCH_TITLES
 from services.trainer.figures.run_figure import RenderedFigure, RunFigure
-from services.trainer.results import LABELS, MODEL_OF_BRANCH, GridPoint, RunResult
+from services.trainer.results import LABELS, MODEL_OF_BRANCH, Evaluation, GridPoint, RunResult
 from services.trainer.run_report.cohort_flow import cohort_flow, sites
-from services.trainer.run_report.sentences import optimism_rows, summary
+from services.trainer.run_report.sentences import evaluation_summary, optimism_rows, summary
 from services.trainer.run_report.setting_rows import setting_rows
 from services.trainer.tripod_ai import OPEN, SOURCE, Item, count_sentence
 
@@ -46,20 +46,7 @@ def run_page(
     checklist: Sequence[Item],
 ) -> str:
     """The report as HTML. `tables`: (anchor, HTML of our own making), in the order of the report."""
-    drawn = {each.figure.name: each for each in rendered}
-    shown = [
-        FigureShown(
-            number=number,
-            figure=figure,
-            # the SVG is matplotlib's, which escapes its texts
-            svg=Markup(drawn[figure.name].inline_svg) if figure.name in drawn else None,  # noqa: S704
-        )
-        for number, figure in enumerate(figures, start=1)
-    ]
-    sections: dict[str, list[FigureShown]] = {}
-    for each in shown:
-        sections.setdefault(each.figure.section, []).append(each)
-    trusted = [(anchor, Markup(html)) for anchor, html in tables]  # noqa: S704 - tables.py escapes their cells
+    trusted = _trusted(tables)
     return (
         _templates()
         .get_template("run_report.html.j2")
@@ -70,7 +57,7 @@ def run_page(
             sites=sites(result),
             cohort_tables=[table for table in trusted if table[0] in COHORT_TABLES],
             result_tables=[table for table in trusted if table[0] not in COHORT_TABLES],
-            sections=sections,
+            sections=_sections(figures, rendered),
             branch_titles=BRANCH_TITLES,
             labels=LABELS,
             model_of_branch=MODEL_OF_BRANCH,
@@ -85,6 +72,45 @@ def run_page(
             seconds=sum(result.seconds.values()),
         )
     )
+
+
+def evaluation_page(
+    found: Evaluation,
+    *,
+    tables: Sequence[tuple[str, str]],
+    figures: Sequence[RunFigure],
+    rendered: Sequence[RenderedFigure],
+) -> str:
+    """The report of an external validation as HTML."""
+    return (
+        _templates()
+        .get_template("evaluation_report.html.j2")
+        .render(
+            result=found,
+            summary=evaluation_summary(found),
+            flow=cohort_flow(found),
+            sites=sites(found),
+            tables=_trusted(tables),
+            sections=_sections(figures, rendered),
+            phantom_banner=PHANTOM_BANNER,
+            research_use=RESEARCH_USE,
+        )
+    )
+
+
+def _trusted(tables: Sequence[tuple[str, str]]) -> list[tuple[str, Markup]]:
+    return [(anchor, Markup(html)) for anchor, html in tables]  # noqa: S704 - tables.py escapes their cells
+
+
+def _sections(figures: Sequence[RunFigure], rendered: Sequence[RenderedFigure]) -> dict[str, list[FigureShown]]:
+    """The figures by the section they stand in, numbered through."""
+    drawn = {each.figure.name: each for each in rendered}
+    sections: dict[str, list[FigureShown]] = {}
+    for number, figure in enumerate(figures, start=1):
+        # the SVG is matplotlib's, which escapes its texts
+        svg = Markup(drawn[figure.name].inline_svg) if figure.name in drawn else None  # noqa: S704
+        sections.setdefault(figure.section, []).append(FigureShown(number=number, figure=figure, svg=svg))
+    return sections
 
 
 @cache

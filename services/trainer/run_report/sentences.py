@@ -6,14 +6,14 @@ from typing import Final
 
 import numpy as np
 
-from services.trainer.results import LABELS, MODELS, Optimism, PartName, RunResult
+from services.trainer.results import LABELS, MODELS, Evaluation, Judged, Optimism, PartName, RunResult
 from services.trainer.statistics import auc_delong
 
 FLATTERING: Final = 0.05
 """Difference of AUC, in-sample minus out-of-fold, above which the report warns."""
 
 
-def auc_words(result: RunResult, part: PartName) -> dict[str, str]:
+def auc_words(result: Judged, part: PartName) -> dict[str, str]:
     """AUC with its interval of each model on a part, in words, as far as it was scored."""
     words = {}
     for one in result.scores:
@@ -45,6 +45,23 @@ def summary(result: RunResult) -> str:
     results = "; ".join(f"{label} {value}" for label, value in words.items())
     ending = " These are results on computer-made phantoms and have no clinical meaning." if result.phantom else ""
     return f"{first} {where}, the AUC was: {results}.{ending}"
+
+
+def evaluation_summary(found: Evaluation) -> str:
+    """An external validation in two or three sentences."""
+    rows = found.cohort
+    acute, patients = sum(row.acute for row in rows), len({row.patient for row in rows})
+    whose = "phantom patients" if found.phantom else "patients"
+    words = auc_words(found, "test")
+    first = (
+        f"{len(rows)} fractured vertebrae of {patients} {whose} ({acute} acute, {len(rows) - acute} chronic), scored "
+        f"by the bundle {found.bundle['name']} {found.bundle['version']}; nothing was fitted on them."
+    )
+    results = "; ".join(f"{label} {value}" for label, value in words.items())
+    second = f" The AUC was: {results}." if results else " No AUC can be given: too few of a class."
+    open_ = f" {found.indeterminate} vertebrae are indeterminate (MRI recommended)." if found.indeterminate else ""
+    ending = " These are results on computer-made phantoms and have no clinical meaning." if found.phantom else ""
+    return first + second + open_ + ending
 
 
 def optimism_warning(one: Optimism) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from services.trainer.figures.catalogue import run_figures, write_figures
-from services.trainer.results import RunResult
-from services.trainer.run_report.page import run_page
+from services.trainer.figures.catalogue import evaluation_figures, run_figures, write_figures
+from services.trainer.results import Evaluation, RunResult
+from services.trainer.run_report.page import evaluation_page, run_page
 from services.trainer.tripod_ai import checklist, checklist_csv, checklist_markdown
 
 REPORT: Final = "report.html"
@@ -32,4 +32,14 @@ def write_run_report(result: RunResult, tables: Sequence[tuple[str, str]], out: 
     (out / CHECKLIST_TEXT).write_text(checklist_markdown(items), encoding="utf-8")
     report = out / REPORT
     report.write_text(page, encoding="utf-8")
+    return report
+
+
+def write_evaluation_report(found: Evaluation, tables: Sequence[tuple[str, str]], out: Path) -> Path:
+    """The same of an external validation: out/report.html and out/figures; the path of the report."""
+    out.mkdir(parents=True, exist_ok=True)
+    figures = evaluation_figures(found)
+    rendered = write_figures(figures, out / FIGURES)
+    report = out / REPORT
+    report.write_text(evaluation_page(found, tables=tables, figures=figures, rendered=rendered), encoding="utf-8")
     return report
