@@ -259,7 +259,7 @@ def train(
         },
         machine={"system": platform.system(), "machine": platform.machine(), "processes": str(processes)},
         seconds={**(seconds_before or {}), **clock.seconds},
-        flow=(*cohort.flow, *_parts(table, test)),
+        flow=cohort.flow,
         cohort=demographics(table, ["test" if held else "train" for held in test]),
         repeatability=kept,
         selections=selections,
@@ -491,15 +491,6 @@ def _versions(bundle: Bundle, cohort: Cohort) -> dict[str, str]:
         "pyradiomics": cohort.hcr.pyradiomics_version,
         "bundle_id": bundle.bundle_id,
     }
-
-
-def _part_counts(step: str, table: CohortTable, rows: NDArray[np.bool_]) -> FlowStep:
-    counts = _counts(table.part(rows))
-    return FlowStep(step=step, **counts)
-
-
-def _parts(table: CohortTable, test: NDArray[np.bool_]) -> tuple[FlowStep, ...]:
-    return (_part_counts("training", table, ~test), _part_counts("held out", table, test))
 
 
 def _warnings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import numpy as np
@@ -21,6 +20,7 @@ from services.trainer.figures.style import (
     new_figure,
 )
 from services.trainer.results import LABELS, Judged, Scored
+from services.trainer.statistics import brier, wilson
 
 BINS: Final = 10
 LEAST_CASES: Final = 10
@@ -103,11 +103,11 @@ def draw_calibration(data: FigureData, *, phantom: bool) -> Figure:
 def _rows(one: Scored) -> list[dict[str, Cell]]:
     labels = np.array(one.acute, dtype=np.int64)
     scores = np.array(one.probability, dtype=np.float64)
-    brier = float(np.mean((scores - labels) ** 2))
+    score = brier(labels, scores)
     rows: list[dict[str, Cell]] = []
     for number, places in enumerate(_equal_groups(scores)):
         acute, cases = int(labels[places].sum()), len(places)
-        low, high = _wilson_interval(acute, cases)
+        interval = wilson(acute, cases)
         rows.append(
             {
                 "part": one.part,
@@ -119,9 +119,9 @@ def _rows(one: Scored) -> list[dict[str, Cell]]:
                 "most": float(scores[places].max()),
                 "probability": float(scores[places].mean()),
                 "observed": acute / cases,
-                "low": low,
-                "high": high,
-                "brier": brier,
+                "low": interval.low,
+                "high": interval.high,
+                "brier": score,
             }
         )
     return rows
@@ -132,11 +132,3 @@ def _equal_groups(scores: NDArray[np.float64]) -> list[NDArray[np.int64]]:
     groups = max(1, min(BINS, len(scores) // LEAST_CASES))
     order = np.argsort(scores, kind="stable").astype(np.int64)
     return [part for part in np.array_split(order, groups) if len(part)]
-
-
-def _wilson_interval(hits: int, cases: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    share, z2 = hits / cases, _Z95**2
-    centre = (share + z2 / (2 * cases)) / (1 + z2 / cases)
-    reach = _Z95 / (1 + z2 / cases) * math.sqrt(share * (1 - share) / cases + z2 / (4 * cases**2))
-    return max(0.0, min(centre - reach, share)), min(1.0, max(centre + reach, share))

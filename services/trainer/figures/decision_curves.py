@@ -21,6 +21,7 @@ from services.trainer.figures.style import (
     new_figure,
 )
 from services.trainer.results import LABELS, Judged, PartName
+from services.trainer.statistics import net_benefit, net_benefit_of_all
 
 THRESHOLDS: Final = np.arange(1, 100) / 100
 TREAT_ALL: Final = "treat all"
@@ -77,9 +78,8 @@ def _rows(result: Judged, part: PartName) -> list[dict[str, Cell]]:
         return []
     curves: dict[str, NDArray[np.float64]] = {}
     for one in scored:
-        curves[LABELS[one.model]] = _net_benefit(np.array(one.acute), np.array(one.probability))
-    prevalence = float(np.mean(scored[0].acute))
-    treat_all = prevalence - (1 - prevalence) * THRESHOLDS / (1 - THRESHOLDS)
+        curves[LABELS[one.model]] = net_benefit(np.array(one.acute), np.array(one.probability), THRESHOLDS)
+    treat_all = net_benefit_of_all(np.array(scored[0].acute), THRESHOLDS)
     return [
         {
             "part": part,
@@ -90,11 +90,3 @@ def _rows(result: Judged, part: PartName) -> list[dict[str, Cell]]:
         }
         for place, threshold in enumerate(THRESHOLDS)
     ]
-
-
-def _net_benefit(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Net benefit at each of THRESHOLDS; a case at the threshold is acted on."""
-    called = scores[None, :] >= THRESHOLDS[:, None]
-    true_positive = (called & (labels == 1)).mean(axis=1)
-    false_positive = (called & (labels == 0)).mean(axis=1)
-    return np.asarray(true_positive - false_positive * THRESHOLDS / (1 - THRESHOLDS), dtype=np.float64)
