@@ -15,7 +15,7 @@ KEYS := $(if $(SITE),FRACTURE_SWEEP_SECRETS_PSEUDONYM_KEY_FILE=secrets/pseudonym
   FRACTURE_SWEEP_SECRETS_ENCRYPTION_KEY_FILE=secrets/encryption.key)
 
 .PHONY: help setup demo test check format bundle lock clean secrets up down logs ps submit status export \
-  demo-distributed chaos pin-images
+  demo-distributed chaos pin-images study
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -115,8 +115,16 @@ format: $(VENV)/.test ## ruff's formatter and its safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bundle: $(VENV)/.test ## train the demonstration bundle again (phantoms; about an hour on two cores)
-	$(BIN)/python -m services.trainer.demonstration --out deploy/bundles/demo --work build/bundle
+bundle: $(VENV)/.test ## train the demonstration bundle again (phantoms; some hours on two cores, resumable)
+	$(BIN)/python -m services.trainer.pretraining --out build/bundle/phantom-signs.safetensors --work build/bundle/pretraining
+	$(BIN)/fracture-sweep phantoms cohort build/bundle/cohort --patients 365 --kappa 0.85 --seed 7 --nifti
+	$(BIN)/fracture-sweep train build/bundle/cohort/COHORT.csv --out build/bundle/run --training deploy/bundles/demo.toml \
+	  --name phantom-demonstration --bundle-version 2 --notes deploy/bundles/demo-notes.md
+	rm -rf deploy/bundles/demo && cp -R build/bundle/run/bundle deploy/bundles/demo
+
+study: $(VENV)/.test ## in_sample, crossfit and frozen over five phantom cohorts (many hours, resumable)
+	$(BIN)/python -m services.trainer.pretraining --out build/bundle/phantom-signs.safetensors --work build/bundle/pretraining
+	$(BIN)/python -m services.study --weights build/bundle/phantom-signs.safetensors --out build/study
 
 lock: $(VENV)/.test ## renew the locked versions of all dependencies
 	$(BIN)/python -m pip install --quiet uv

@@ -91,6 +91,13 @@ def train_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming:
 
     CohortError with all faults of the file before anything long starts; TooSmall and FractureSweepError later.
     """
+    trained = fit_cohort(csv, settings, place=place, naming=naming, progress=progress)
+    write_results(trained.result, place.out)
+    return trained
+
+
+def fit_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming: Naming, progress: Progress) -> Trained:
+    """The same without tables and report."""
     started = time.monotonic()
     extraction = extraction_of(settings)
     cohort = cohort_table(
@@ -103,7 +110,7 @@ def train_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming:
         progress=progress.step,
     )
     phantom = is_phantom(cohort.table.site)
-    trained = train(
+    return train(
         TrainingCohort(
             table=cohort.table,
             flow=cohort.flow,
@@ -124,8 +131,6 @@ def train_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming:
         progress=progress,
         seconds_before={"cohort": round(time.monotonic() - started, 3)},
     )
-    write_results(trained.result, place.out)
-    return trained
 
 
 def _deep(
@@ -146,6 +151,16 @@ def write_results(result: RunResult, out: Path) -> Path:
 
 def evaluate_cohort(bundle: Bundle, csv: Path, *, place: Place, progress: Progress) -> Evaluation:
     """Judge a bundle on another cohort, with nothing fitted: OUT/evaluation.json, OUT/tables and OUT/report."""
+    found = judge_cohort(bundle, csv, place=place, progress=progress)
+    _write(place.out / EVALUATION, found.model_dump_json(indent=1) + "\n")
+    drawn = evaluation_tables(found)
+    _write_tables(drawn, place.out)
+    write_evaluation_report(found, _sections(drawn), place.out / REPORT)
+    return found
+
+
+def judge_cohort(bundle: Bundle, csv: Path, *, place: Place, progress: Progress) -> Evaluation:
+    """The same without tables and report."""
     settings = TrainingSettings.of(bundle.manifest.preset, {"roi": bundle.manifest.crop.roi})
     cohort = cohort_table(
         csv,
@@ -159,7 +174,7 @@ def evaluate_cohort(bundle: Bundle, csv: Path, *, place: Place, progress: Progre
         progress=progress.step,
     )
     dtl = _deep(bundle.network_bytes(), bundle.manifest.dtl, cohort=cohort, place=place, progress=progress)
-    found = evaluation(
+    return evaluation(
         bundle.running(),
         cohort.table,
         dtl,
@@ -168,11 +183,6 @@ def evaluate_cohort(bundle: Bundle, csv: Path, *, place: Place, progress: Progre
         sha256=cohort.fingerprint,
         warnings=cohort.warnings,
     )
-    _write(place.out / EVALUATION, found.model_dump_json(indent=1) + "\n")
-    drawn = evaluation_tables(found)
-    _write_tables(drawn, place.out)
-    write_evaluation_report(found, _sections(drawn), place.out / REPORT)
-    return found
 
 
 def _sections(drawn: Sequence[Table]) -> list[tuple[str, str]]:
