@@ -25,6 +25,7 @@ from services.trainer.settings import TrainingSettings
 from services.trainer.tables import Table, evaluation_tables, tables
 from services.trainer.training import Cohort as TrainingCohort
 from services.trainer.training import Naming, Trained, train
+from services.trainer.weights import starting_weights
 from shared.fracture.bundle import Bundle
 from shared.fracture.ids import Pseudonyms
 from shared.fracture.protocol import DtlProtocol
@@ -99,6 +100,7 @@ def train_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming:
 def fit_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming: Naming, progress: Progress) -> Trained:
     """The same without tables and report."""
     started = time.monotonic()
+    starting_weights(settings.network, seed=settings.seed)  # a fault of theirs is told before anything long starts
     extraction = extraction_of(settings)
     cohort = cohort_table(
         csv,

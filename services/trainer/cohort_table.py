@@ -9,10 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.pipeline.errors import FractureSweepError
+
 Repeated = Literal["intra", "inter"]
 
 
-class TooSmall(ValueError):
+class TooSmall(FractureSweepError):
     """A cohort is too small for a step; the text says which step, what it needs and what it has."""
 
     def __init__(self, step: str, *, needs: str, has: str) -> None:

@@ -32,6 +32,7 @@ from services.trainer.statistics import youden_threshold
 from shared.fracture.bundle import LinearModel, Pca, Platt
 from shared.fracture.features import dtl_names
 from shared.fracture.nomogram import NomogramModel, Sex, read_points
+from shared.pipeline.errors import FractureSweepError
 
 BRANCHES: Final[tuple[Branch, ...]] = ("hcr", "dtl", "fusion")
 LOGIT: Final = "dtl_logit"
@@ -379,7 +380,12 @@ def _searched(
 
 
 def _nomogram(rows: Rows, score: Matrix) -> NomogramModel:
-    return fit_nomogram(acute=rows.acute, age=rows.age, male=rows.male, score=score)
+    try:
+        return fit_nomogram(acute=rows.acute, age=rows.age, male=rows.male, score=score)
+    except ValueError as error:
+        raise FractureSweepError(
+            f"the nomogram cannot be fitted on {len(rows)} training rows: {error}. With more patients the classes overlap"
+        ) from error
 
 
 def _platt_out_of_fold(

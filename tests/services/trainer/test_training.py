@@ -138,7 +138,7 @@ def test_permuted_labels_give_an_auc_of_one_half_for_each_of_the_four_models(tmp
     areas: dict[str, list[float]] = {name: [] for name in MODELS}
     settings = quick(split=BY_COLUMN, selection={"stability_bootstraps": 0})
     for seed in range(20):
-        table = drawn_table(seed=100 + seed, patients=80)
+        table = drawn_table(seed=100 + seed, patients=160, held_share=0.5)
         people = np.unique(table.patient)
         # whole patients change places, so that a patient's vertebrae stay alike
         order = np.random.default_rng(seed).permutation(people)
