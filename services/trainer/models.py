@@ -384,7 +384,7 @@ def _nomogram(rows: Rows, score: Matrix) -> NomogramModel:
         return fit_nomogram(acute=rows.acute, age=rows.age, male=rows.male, score=score)
     except ValueError as error:
         raise FractureSweepError(
-            f"the nomogram cannot be fitted on {len(rows)} training rows: {error}. With more patients the classes overlap"
+            f"the nomogram cannot be fitted on {len(rows)} training rows: {error}. More patients may help"
         ) from error
 
 

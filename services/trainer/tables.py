@@ -218,6 +218,8 @@ class _Rows:
         categories = sorted(of["all"])
 
         def p(first: _Group, second: _Group, pair: str) -> str:
+            if first == "train" and not (of["train"] and of["test"]):
+                return NONE
             counts = np.array([[of[group][one] for group in (first, second)] for one in categories], dtype=np.int64)
             return self.tested(what, pair, lambda: counts_test(counts, seed=self.seed))
 
@@ -247,7 +249,9 @@ def cohort_table(cohort: Sequence[Demographic], *, seed: int, phantom: bool = Fa
         {g: _age(ages[g]) for g in _GROUPS},
         (
             table.tested("age", "acute, chronic", lambda: welch(ages["acute"], ages["chronic"])),
-            table.tested("age", "training, test", lambda: welch(ages["train"], ages["test"])),
+            table.tested("age", "training, test", lambda: welch(ages["train"], ages["test"]))
+            if of["train"] and of["test"]
+            else NONE,
         ),
     )
     sexes = {g: Counter("male" if one.male else "female" for one in of[g]) for g in _GROUPS}
@@ -284,11 +288,13 @@ def cohort_table(cohort: Sequence[Demographic], *, seed: int, phantom: bool = Fa
         *table.left_out,
     ]
     caption = f"The cohort: {len(patients)} patients with {len(cohort)} fractured vertebrae"
+    # with one part alone there is nothing to set beside it
+    shown = len(_COLUMNS) if of["train"] and of["test"] else _COLUMNS.index("Training")
     return Table(
         name="table1",
         caption=_marked(caption, phantom),
-        header=_COLUMNS,
-        rows=tuple(table.rows),
+        header=_COLUMNS[:shown],
+        rows=tuple(row[:shown] for row in table.rows),
         notes=tuple(notes),
     )
 

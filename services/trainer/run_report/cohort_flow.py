@@ -44,7 +44,8 @@ def cohort_flow(result: Judged) -> CohortFlow:
         for step in result.flow
     )
     parts = []
-    for part, title in PART_TITLES.items():
+    titles = PART_TITLES if any(row.part == "train" for row in result.cohort) else {"test": "Scored"}
+    for part, title in titles.items():
         rows = [row for row in result.cohort if row.part == part]
         if rows:
             acute = sum(row.acute for row in rows)

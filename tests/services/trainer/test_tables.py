@@ -98,8 +98,14 @@ def test_what_cannot_be_tested_has_a_dash_and_its_reason() -> None:
 
     assert _cells(table, "Site of vertebrae, north, n")["p (acute, chronic)"] == NONE
     assert any(note.startswith("site, acute, chronic: no test, since") for note in table.notes)
-    assert _cells(table, "Age of patients, years, mean ± SD (range)")["Test"] == NONE
-    assert any(note.startswith("age, training, test: no test, since") for note in table.notes)
+
+
+def test_with_one_part_alone_no_column_stands_for_the_other() -> None:
+    table = cohort_table([_row(n, "train", n % 2, 60 + n) for n in range(8)], seed=1)
+
+    assert table.header == ("", "All", "Acute", "Chronic", "p (acute, chronic)")
+    assert {len(row) for row in table.rows} == {5}
+    assert not any("training, test" in note for note in table.notes)
 
 
 def test_a_patient_in_two_parts_is_refused() -> None:
