@@ -71,10 +71,10 @@ class Compose:
             return int(text[text.index("usage_usec") + 1]) / 1e6
         return int(text[0]) / 1e9
 
-    def pending(self) -> tuple[int, int]:
-        """Cases found, and what is still pending of files, series and cases."""
-        ledgers = json.loads(self("run", "--rm", "-T", "cli", "status", "--json"))
-        return ledgers[0]["cases"]["found"], ledgers[0]["pending"]
+    def cases(self) -> int:
+        """The cases found by the one sweep."""
+        (ledger,) = json.loads(self("run", "--rm", "-T", "cli", "status", "--json"))
+        return int(ledger["cases"]["found"])
 
 
 def distributed(compose: Compose, archive: Path, *, extractors: int) -> dict[str, float]:
@@ -84,14 +84,9 @@ def distributed(compose: Compose, archive: Path, *, extractors: int) -> dict[str
     before = {service: compose.cpu_seconds(service) for service in ("rabbitmq", "s3")}
     compose("run", "--rm", "-T", "-v", f"{archive}:/input:ro", "submit", "/input", "--sweep", "benchmark")
     start = time.perf_counter()
-    cases, left = 0, 1
-    while left or not cases:
-        time.sleep(1)
-        try:
-            cases, left = compose.pending()
-        except subprocess.CalledProcessError:  # there is no sweep yet
-            continue
+    compose("run", "--rm", "-T", "cli", "status", "--watch")  # one process, which reads what is new
     seconds = time.perf_counter() - start
+    cases = compose.cases()
     own = {service: compose.cpu_seconds(service) - before[service] for service in before}
     return {
         "cases": cases,
