@@ -62,7 +62,7 @@ def test_a_group_may_read_it_as_in_kubernetes(tmp_path: Path) -> None:
     assert read_secret_file(tmp_path / "key") == secret
 
 
-@pytest.mark.parametrize("content", [b"", b"short", b"x" * 64, b"a" * 63, b"a" * 66, os.urandom(33), b"\xff" * 64])
+@pytest.mark.parametrize("content", [b"", b"short", b"x" * 64, b"a" * 63, b"a" * 66, bytes(range(7, 40)), b"\xff" * 64])
 def test_a_file_with_something_else_in_it_is_refused_without_showing_it(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "key"
     path.write_bytes(content)
