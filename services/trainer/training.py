@@ -36,6 +36,7 @@ from services.trainer.network_step import ImageFeatures, network_step
 from services.trainer.repeatability import repeatability
 from services.trainer.results import (
     LABELS,
+    MODEL_OF_BRANCH,
     MODELS,
     Branch,
     Chosen,
@@ -279,7 +280,7 @@ def train(
         scores=scores,
         optimism=optimism,
         conformal={"alpha": conformal.alpha, "chronic": conformal.chronic, "acute": conformal.acute},
-        warnings=_warnings(cohort, settings, kept, step.run, selections, optimism, test),
+        warnings=_warnings(cohort, settings, kept, step.run, selections, optimism, test, four),
     )
     return Trained(bundle=bundle, result=result)
 
@@ -501,6 +502,7 @@ def _warnings(
     selections: tuple[Selection, ...],
     optimism: tuple[Optimism, ...],
     test: NDArray[np.bool_],
+    four: FourModels,
 ) -> tuple[str, ...]:
     said = list(cohort.warnings)
     if cohort.phantom:
@@ -525,6 +527,12 @@ def _warnings(
     for selection in selections:
         if selection.fallback:
             said.append(f"LASSO ({selection.branch}) kept nothing; the feature that enters its path first was taken.")
+    for branch in BRANCHES:
+        if four.platt[branch].a <= 0:
+            said.append(
+                f"{LABELS[MODEL_OF_BRANCH[branch]]}: out of fold it is no better than chance, and its calibration "
+                "turned its scores around. Do not use its probability."
+            )
     for one in optimism:
         if one.in_sample > one.out_of_fold + GREAT_OPTIMISM:
             said.append(

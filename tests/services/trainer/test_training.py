@@ -154,6 +154,17 @@ def test_permuted_labels_give_an_auc_of_one_half_for_each_of_the_four_models(tmp
     assert all(0.45 <= mean <= 0.55 for mean in means.values()), means
 
 
+def test_a_model_without_skill_says_that_its_calibration_turned_around(tmp_path: Path) -> None:
+    table = drawn_table(strength=0.0)
+
+    found = run(table, quick(split=BY_COLUMN), tmp_path)
+
+    turned = [one.branch for one in found.result.classifiers if one.platt_a <= 0]
+    said = [one for one in found.result.warnings if "turned its scores around" in one]
+    assert turned
+    assert len(said) == len(turned)
+
+
 def test_a_cohort_of_one_class_says_what_is_missing(tmp_path: Path) -> None:
     table = drawn_table()
 
