@@ -50,6 +50,17 @@ def _filled(text: str) -> str:
     return "\n".join(filled) + "\n"
 
 
+def _kept(chosen: Mapping[str, Any]) -> str:
+    """What of single training cases lies in the bundle: these two classifiers keep rows."""
+    names = sorted({one["classifier"] for one in chosen.values()} & {"svm", "knn"})
+    if not names:
+        return ""
+    return (
+        f"- The classifier {' and '.join(names)} keeps standardised selected features of training vertebrae inside the "
+        "bundle. Whoever hands it on hands those on.\n"
+    )
+
+
 _PHANTOM = """**Trained on synthetic phantoms only. It has no clinical meaning, and no number on this page says anything
 about patients.** Every result made with it carries that mark."""
 _PHANTOM_USE = """To show and test the pipeline: installation, throughput, reports, monitoring. Not for diagnosis,
@@ -109,5 +120,5 @@ treat vertebrae as independent, though some belong to one patient.
 - It knows nothing of other scanners, kernels and ages than those of its cohort (`distribution.json`, `manifest.json`).
 - It says acute or chronic of a vertebra that somebody or something called fractured; it finds no fractures.
 - A case that its conformal limits leave open is reported as indeterminate.
-""")
+{_kept(chosen)}""")
     return card + (f"\n## Notes of its makers\n{notes.strip()}\n" if notes.strip() else "")

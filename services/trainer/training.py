@@ -212,9 +212,8 @@ def train(
     models = _models(four, conformal=conformal)
     metrics = _metrics(training, four, settings, kept, step.run, selections, phantom=cohort.phantom)
     ready = runnable(models, classifiers)
-    golden_rows = range(min(GOLDEN_CASES, len(training)))
-    vectors = tuple(_golden(models, four, training, dtl[~test], row, classifiers=ready) for row in golden_rows)
-    image = training.images[0]
+    golden = _golden(models, four, training, dtl[~test], classifiers=ready, seed=settings.seed)
+    image = drawn_image(settings.network.image_size, seed=settings.seed)
     bundle = write_bundle(
         out / "bundle",
         FittedBundle(
@@ -231,7 +230,7 @@ def train(
             nomogram=four.nomogram,
             threshold=four.thresholds["fusion"],
             distribution=training_ranges(models, hcr_names=table.hcr_names, hcr=training.hcr, dtl=dtl[~test]),
-            golden=Golden(vectors=vectors, image=golden_image(image, image_features(step.onnx, image[None])[0])),
+            golden=Golden(vectors=golden, image=golden_image(image, image_features(step.onnx, image[None])[0])),
             training=_training(training, settings, step.run),
             mask_sources=cohort.mask_sources,
             metrics=metrics,
@@ -365,19 +364,38 @@ def _models(four: FourModels, *, conformal: Any) -> Models:
 
 
 def _golden(
-    models: Models, four: FourModels, training: CohortTable, dtl: Matrix, row: int, *, classifiers: Mapping[Branch, Any]
-) -> GoldenVector:
-    sex: Sex = "M" if training.male[row] else "F"
-    return golden_vector(
-        models,
-        four.nomogram,
-        hcr_names=training.hcr_names,
-        hcr=training.hcr[row],
-        dtl=dtl[row],
-        age=int(training.age[row]),
-        sex=sex,
-        classifiers=classifiers,
-    )
+    models: Models,
+    four: FourModels,
+    training: CohortTable,
+    dtl: Matrix,
+    *,
+    classifiers: Mapping[Branch, Any],
+    seed: int,
+) -> tuple[GoldenVector, ...]:
+    """Golden vectors around the training means; drawn, since a bundle is handed on and holds no patient's values."""
+    rng = np.random.default_rng([seed, 1])
+    vectors = []
+    for number in range(GOLDEN_CASES):
+        sex: Sex = "M" if number % 2 else "F"
+        vectors.append(
+            golden_vector(
+                models,
+                four.nomogram,
+                hcr_names=training.hcr_names,
+                hcr=training.hcr.mean(axis=0) + training.hcr.std(axis=0) * rng.standard_normal(training.hcr.shape[1]),
+                dtl=dtl.mean(axis=0) + dtl.std(axis=0) * rng.standard_normal(dtl.shape[1]),
+                age=int(rng.integers(50, 90)),
+                sex=sex,
+                classifiers=classifiers,
+            )
+        )
+    return tuple(vectors)
+
+
+def drawn_image(size: int, *, seed: int) -> NDArray[np.float32]:
+    """A picture of noise, mean 0 and SD 1: what the network's export is checked on at every start."""
+    noise = np.random.default_rng([seed, 2]).standard_normal((size, size))
+    return np.asarray((noise - noise.mean()) / noise.std(), dtype=np.float32)
 
 
 def _training(training: CohortTable, settings: TrainingSettings, run: NetworkRun) -> Training:

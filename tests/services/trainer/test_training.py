@@ -71,6 +71,15 @@ def test_the_bundle_is_loaded_by_a_service_and_gives_the_probabilities_of_the_ru
         assert one == trained.result.scored(one.model, "test")
 
 
+def test_no_patient_s_values_and_no_patient_s_picture_are_in_the_bundle(trained: Trained) -> None:
+    table = drawn_table()
+    golden = load_bundle(trained.bundle.folder).golden
+
+    for vector in golden.vectors:
+        assert not np.isclose(table.hcr, np.array(vector.hcr), rtol=1e-9).all(axis=1).any()
+    assert not any(np.allclose(picture, np.array(golden.image.pixels)) for picture in table.images)
+
+
 def test_the_same_seed_gives_the_same_bundle_twice(trained: Trained, tmp_path: Path) -> None:
     again = run(drawn_table(), quick(split=BY_COLUMN), tmp_path)
 
@@ -185,3 +194,13 @@ def test_too_few_repeated_masks_say_so(tmp_path: Path) -> None:
 
     with pytest.raises(TooSmall, match=r"repeatability \(inter\): it needs 5 training rows with a repeated mask"):
         run(replace(table, repeats=few), quick(split=BY_COLUMN), tmp_path)
+
+
+def test_the_model_card_says_where_training_rows_lie_in_the_bundle(tmp_path: Path) -> None:
+    table = drawn_table(patients=40)
+
+    kept = run(table, quick(split=BY_COLUMN, classifiers={"names": ["knn"]}), tmp_path / "knn")
+    not_kept = run(table, quick(split=BY_COLUMN, classifiers={"names": ["decision-tree"]}), tmp_path / "tree")
+
+    assert "The classifier knn keeps standardised selected features" in kept.bundle.model_card.replace("\n  ", " ")
+    assert "keeps standardised" not in not_kept.bundle.model_card
