@@ -837,14 +837,22 @@ def _step(name: str, rows: Sequence[CohortRow], left_out: dict[str, int]) -> Flo
 
 
 def _warnings(cases: Mapping[tuple[int, MaskColumn], _Case | LeftOut]) -> tuple[str, ...]:
-    """What a reader should know of the cases that are in the table, with how many have it."""
+    """What a reader should know of the cases that are in the table, with how many have it and one of its sentences."""
     counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
     for (_, column), case in cases.items():
         if isinstance(case, _Case) and column == "mask":
-            counts.update({group_of(warned.sentence) for warned in case.record.warnings})
+            for warned in {group_of(one.sentence): one.sentence for one in case.record.warnings}.items():
+                counts[warned[0]] += 1
+                first.setdefault(*warned)
         elif isinstance(case, LeftOut) and column != "mask":
-            counts[f"a repeated mask ({column}) was left out: {case.group}"] += 1
-    return tuple(f"{sentence} ({count} rows)" for sentence, count in sorted(counts.items()))
+            reason = f"a repeated mask ({column}) was left out: {case.group}"
+            counts[reason] += 1
+            first.setdefault(reason, reason)
+    return tuple(
+        f"{count} {'row' if count == 1 else 'rows, the first'}: {first[group]}"
+        for group, count in sorted(counts.items())
+    )
 
 
 def _feature_names(extraction: Extraction) -> tuple[str, ...]:
