@@ -122,6 +122,7 @@ def test_sixty_phantom_patients_go_from_the_csv_to_a_report(ran: Run) -> None:
         (model, part) for model in MODELS for part in ("train", "out_of_fold", "test")
     }
     assert result.repeatability.method == "masks"
+    assert not any("…" in one for one in result.warnings)  # whole sentences
     assert result.flow[0].cases == sum(1 for _ in csv.DictReader(ran.cohort.open()))
     assert len(result.repeatability.features) == 14 + 2 * (18 + 22 + 16 + 16 + 14)
     assert load_bundle(ran.out / "bundle").manifest.kind == "DEMO"
