@@ -85,7 +85,7 @@ def test_a_bundle_without_classifiers_is_running_as_it_is(tmp_path: Path) -> Non
     assert _score(bundle).probability == _score(load_bundle(bundle.folder)).probability
 
 
-def test_the_shipped_demonstration_bundle_of_schema_1_loads_and_runs() -> None:
+def test_the_shipped_demonstration_bundle_loads_and_runs() -> None:
     bundle = load_bundle(SHIPPED, run_classifiers=True)
 
     assert bundle.manifest.schema_version in (1, 2)
