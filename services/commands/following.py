@@ -213,10 +213,12 @@ def _print_worklist(worklist: dict[str, Any]) -> None:
         table.add_row(
             short(row["study_id"]),
             row["level"],
-            row["predicted"],
+            row["predicted"] + (" ?" if row.get("indeterminate") else ""),
             *(shown(row[name]) for name in numbers),
         )
     out_console.print(table)
+    if any(row.get("indeterminate") for row in worklist["rows"]):
+        out_console.print("? = indeterminate: MRI recommended")
     for line in (worklist["demonstration"], worklist["research_use"]):
         if line:
             out_console.print(line, style="bold")
