@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.table import Table
@@ -16,6 +17,9 @@ from services.commands.terminal import EXIT_LOOK, EXIT_STOPPED, err_console, out
 from shared.fracture.ids import short
 from shared.fracture.ledger import Ledger
 from shared.pipeline.errors import FractureSweepError
+
+WORKLIST_SECONDS: Final = 120.0
+"""How long an export waits for the worklist of a finished sweep: it is made anew when the sweep is closed."""
 
 
 def _sweeps_called(store: Any, wanted: str, out: Path | None) -> list[str]:
@@ -147,7 +151,10 @@ def export(
         bool, typer.Option("--named", help="Also the reports with patient names, under OUT/named.")
     ] = False,
 ) -> None:
-    """Write a sweep's worklist and reports out of the distributed system's store, as `run` leaves them."""
+    """Write a sweep's worklist and reports out of the distributed system's store, as `run` leaves them.
+
+    Of a sweep that is through, the worklist that says so is waited for; exit code 1 where it does not come.
+    """
     from services.report_generator.export import export_sweep
     from shared.records.ledger import sweep_ledger
 
@@ -157,14 +164,40 @@ def export(
         raise FractureSweepError(
             "there is no such sweep: see fracture-sweep status" if sweep else "there is no sweep yet"
         )
-    exported = export_sweep(store, sweep_id, out, named=named)
     ledger = sweep_ledger(store, sweep_id)
     if ledger is None:
         raise FractureSweepError("the sweep is gone from the store: see fracture-sweep status")
-    print_exported(exported, ledger, out)
+    current = _wait_for_worklist(store, ledger)
+    exported = export_sweep(store, sweep_id, out, named=named)
+    if not current:
+        err_console.print(
+            f"this worklist is OLDER than the sweep: after {WORKLIST_SECONDS:g} s the report-generator has not made it "
+            "anew. See that it runs, then export again",
+            style="bold red",
+            highlight=False,
+        )
+    print_exported(exported, ledger, out, complete=current)
 
 
-def print_exported(exported: Any, ledger: Ledger, out: Path, *, note: str = "") -> None:
+def _wait_for_worklist(store: Any, ledger: Ledger) -> bool:
+    """Whether the worklist says what the ledger of a finished sweep says, after some waiting where it is behind."""
+    from services.report_generator.export import is_current
+
+    if ledger.pending:
+        return True  # under way: the newest worklist is as good as it gets
+    end = time.monotonic() + WORKLIST_SECONDS
+    told = False
+    while not is_current(store, ledger):
+        if time.monotonic() > end:
+            return False
+        if not told:
+            err_console.print("waiting for the worklist of the finished sweep ...")
+            told = True
+        time.sleep(1)
+    return True
+
+
+def print_exported(exported: Any, ledger: Ledger, out: Path, *, note: str = "", complete: bool = True) -> None:
     """Worklist, ledger and where the files lie; exit code 1 where somebody should look."""
     _print_worklist(json.loads(exported.worklist_json.read_text(encoding="utf-8")))
     _print_ledger(ledger)
@@ -172,7 +205,7 @@ def print_exported(exported: Any, ledger: Ledger, out: Path, *, note: str = "") 
         out_console.print(note)
     out_console.print(f"worklist: {exported.worklist_html}")
     out_console.print(f"reports:  {out / 'reports'}  ({len(exported.reports)} studies)")
-    if not ledger.exact or ledger.pending:
+    if not ledger.exact or ledger.pending or not complete:
         raise typer.Exit(EXIT_LOOK)
 
 

@@ -18,6 +18,7 @@ from services.report_generator.worklist import Worklist, to_csv
 from services.report_generator.worklists import newest_worklist, patients_of
 from shared.fracture import keys
 from shared.fracture.ids import short
+from shared.fracture.ledger import Ledger
 from shared.pipeline.errors import FractureSweepError, NotInStore
 from shared.pipeline.store import Store
 
@@ -65,6 +66,12 @@ def export_sweep(store: Store, sweep_id: str, out: Path, *, named: bool = False)
         page = worklist_page(worklist, link=link, patients=patients_of(store, worklist))
         _write(out / "named" / "worklist.html", page.encode())
     return done
+
+
+def is_current(store: Store, ledger: Ledger) -> bool:
+    """Whether the newest worklist of a sweep says what its ledger says (it is made at intervals, and at the end)."""
+    worklist = newest_worklist(store, ledger.sweep_id)
+    return worklist is not None and worklist.ledger == ledger.as_json()
 
 
 def export_again(store: Store, out: Path) -> Exported | None:
