@@ -54,6 +54,8 @@ SUBMITTER: Final = "submitter"
 """Uploads into the inbox, and reads nothing of what came of it."""
 COLLECTOR: Final = "collector"
 """Removes what is past its age (gc); reads nothing restricted, but may list and delete it."""
+EVERYTHING: Final = ""
+"""The prefix of all keys: the collector looks at the whole store, so that nothing is overlooked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ STORE_RIGHTS: Final[Mapping[str, StoreRights]] = {
     OPERATOR: StoreRights(reads=OPEN, writes=(DEAD_LETTERS,)),
     SUBMITTER: StoreRights(reads=(INBOX, SITE), writes=(INBOX, SITE)),
     COLLECTOR: StoreRights(
-        reads=OPEN, lists=RESTRICTED, deletes=(*(prefix for prefix in OPEN if prefix != SITE), *RESTRICTED)
+        reads=OPEN, lists=(EVERYTHING,), deletes=(*(prefix for prefix in OPEN if prefix != SITE), *RESTRICTED)
     ),
 }  # fmt: skip
 """User of the store → what it may. All may write and delete below `probes/`, where each tries the server out."""
@@ -156,13 +158,14 @@ def iam_policy(rights: StoreRights, bucket: str) -> dict[str, object]:
         "Action": ["s3:GetObject"],
         "Resource": objects(rights.reads),
     }
+    below = {"Condition": {"StringLike": {"s3:prefix": [f"{prefix}*" for prefix in listed]}}}
     statements: list[dict[str, object]] = [
         {
             "Sid": "List",
             "Effect": "Allow",
             "Action": ["s3:ListBucket"],
             "Resource": [f"arn:aws:s3:::{bucket}"],
-            "Condition": {"StringLike": {"s3:prefix": [f"{prefix}*" for prefix in listed]}},
+            **({} if EVERYTHING in listed else below),
         },
         {"Sid": "Write", "Effect": "Allow", "Action": ["s3:PutObject"], "Resource": objects((*rights.writes, PROBES))},
         {

@@ -39,6 +39,13 @@ def test_phantoms_get_the_same_ledger_features_and_probabilities_as_embedded(sta
     assert f"({few.ran.ledger.reports} studies)" in said
 
 
+def test_the_garbage_collector_looks_at_the_store_as_its_own_user(stack: Stack, few: Undisturbed) -> None:
+    done = stack.compose("run", "--rm", "-T", "gc", "--dry-run")
+
+    assert "nothing was deleted (--dry-run)" in done.stdout
+    assert "results" in done.stdout
+
+
 def test_a_name_without_the_sites_key_is_refused_with_what_to_do(stack: Stack) -> None:
     done = stack.compose("run", "--rm", "-T", "cli", "status", "--watch", "few", check=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from services.composition import bundle_of, claim, teller
 from services.dicom_ingest import inbox
 from services.dicom_ingest.sweep import close_sweep, run_sweep
 from services.embedded import intake_of, pipeline
+from services.retention import ages_of
 from services.sources import source_of
-from shared.fracture.access import OPERATOR, STORE_RIGHTS, SUBMITTER
+from shared.fracture.access import COLLECTOR, OPERATOR, STORE_RIGHTS, SUBMITTER
 from shared.fracture.ids import Pseudonyms
 from shared.fracture.topology import DICOM_INGEST, SERVICES
 from shared.pipeline.store import Entry, Store
 from shared.records.dead_letters import Survey, replay
+from shared.records.garbage import collect, decisions
 from shared.records.ledger import sweep_ledger
 from tests.fixtures.broken_dicom import make_broken_inputs
 from tests.fixtures.runs import PSEUDONYM_KEY, place
@@ -129,6 +132,32 @@ def test_dead_letters_are_made_and_replayed_with_the_rights_of_recorder_and_oper
         running.wait_until_idle()
 
     assert set(done) == {"replayed"}
+    assert sorted(refused) == []
+
+
+def test_what_is_past_its_age_is_explained_and_removed_with_the_collectors_rights(
+    tmp_path: Path, tiny_bundle: Path, phantom_archive: Path
+) -> None:
+    here = place(
+        tmp_path / "store",
+        tiny_bundle,
+        report_generator__named_reports="true",
+        retention__derived_days="30",
+        retention__features_days="30",
+        retention__results_days="60",
+        retention__ledger_days="90",
+        retention__identities_days="30",
+    )
+    here.run(phantom_archive)
+    refused: set[str] = set()
+    collector = HeldToItsRights(here.store, COLLECTOR, refused)
+    ages, later = ages_of(here.settings.retention), datetime.now(UTC) + timedelta(days=40_000)
+
+    decided = list(decisions(collector, ages=ages, now=later))
+    done = collect(collector, [one for one in decided if one.delete])
+
+    assert done.deleted
+    assert len(decided) > len(done.deleted)
     assert sorted(refused) == []
 
 

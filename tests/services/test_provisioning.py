@@ -217,7 +217,7 @@ def test_the_server_allows_a_user_its_prefixes_and_refuses_all_others(server: S3
             assert allowed("put", f"{prefix}by-{user}", b"new") == rights.allows("put", prefix), f"put {prefix}"
         if not rights.allows("delete", prefix):
             assert not allowed("delete", f"{prefix}there"), f"delete {prefix}"
-    assert not allowed("keys", "")
+    assert allowed("keys", "") == rights.allows("list", ""), "list the whole store"
 
 
 @pytest.mark.s3
