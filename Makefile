@@ -108,7 +108,7 @@ check: $(VENV)/.test ## ruff, mypy --strict, import-linter
 	$(BIN)/hadolint --config deploy/hadolint.yaml $$(git ls-files "*Dockerfile")
 
 test: $(VENV)/.test ## all tests, against a real RabbitMQ and a real S3 server, then the whole stack by Docker
-	$(BIN)/python -m pytest -m "not compose" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not compose" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest tests/compose -m "not chaos or ci_chaos"
 
 format: $(VENV)/.test ## ruff's formatter and its safe fixes

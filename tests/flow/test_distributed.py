@@ -151,6 +151,11 @@ def test_every_case_of_fifty_ends_once_though_workers_and_broker_die(
         assert ledger.cases.found == sum(ledger.cases.by_state.values())
         assert ledger.cases.by_state == alone.ledger.cases.by_state
         broker = RabbitBroker(cluster.settings.rabbitmq)
-        depths = broker.depths([*QUEUES, *(f"{queue}.dead" for queue in QUEUES)])
+
+        def left() -> dict[str, int]:
+            depths = broker.depths([*QUEUES, *(f"{queue}.dead" for queue in QUEUES)])
+            return {queue: depth.ready for queue, depth in depths.items() if depth.ready}
+
+        # the ledger is whole before the last worklists are made
+        until(lambda: left() == {}, 120, "the queues to be empty")
         broker.close()
-        assert {queue: depth.ready for queue, depth in depths.items() if depth.ready} == {}
