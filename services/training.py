@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,13 @@ from services.trainer.run_report.writing import write_evaluation_report, write_r
 from services.trainer.settings import TrainingSettings
 from services.trainer.tables import Table, evaluation_tables, tables
 from services.trainer.training import Cohort as TrainingCohort
-from services.trainer.training import Naming, Trained, train
+from services.trainer.training import Naming, Progress, Trained, train
 from services.trainer.weights import starting_weights
 from shared.fracture.bundle import Bundle
 from shared.fracture.ids import Pseudonyms
 from shared.fracture.protocol import DtlProtocol
 from shared.pipeline.errors import FractureSweepError
 from shared.pipeline.store import Store
-
-if TYPE_CHECKING:
-    from services.trainer.training import Progress as FitProgress
 
 RESULT: Final = "run.json"
 EVALUATION: Final = "evaluation.json"
@@ -42,13 +39,6 @@ TABLES: Final = "tables"
 WORK: Final = "work"
 PHANTOM_SITE: Final = "PHANTOM"
 """What the sites of phantom cohorts begin with."""
-
-
-class Progress(Protocol):
-    """Something that shows how far a run is."""
-
-    def step(self, name: str, done: int, total: int) -> None:
-        """So much of so much of a step is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +90,7 @@ def train_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming:
 def fit_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming: Naming, progress: Progress) -> Trained:
     """The same without tables and report."""
     started = time.monotonic()
-    starting_weights(settings.network, seed=settings.seed)  # a fault of theirs is told before anything long starts
+    start = starting_weights(settings.network, seed=settings.seed)  # a fault of theirs is told at once
     extraction = extraction_of(settings)
     cohort = cohort_table(
         csv,
@@ -125,6 +115,7 @@ def fit_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming: N
         ),
         settings,
         naming=replace(naming, kind="DEMO") if phantom else naming,
+        start=start,
         image_features=image_features,
         deep_features=partial(_deep, cohort=cohort, place=place, progress=progress),
         out=place.out,
@@ -136,7 +127,7 @@ def fit_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming: N
 
 
 def _deep(
-    network: bytes, protocol: DtlProtocol, *, cohort: Cohort, place: Place, progress: FitProgress
+    network: bytes, protocol: DtlProtocol, *, cohort: Cohort, place: Place, progress: Progress
 ) -> NDArray[np.float64]:
     return deep_features(
         place.store, cohort.ready, network=network, protocol=protocol, app=place.app, progress=progress.step

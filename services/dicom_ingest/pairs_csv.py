@@ -28,29 +28,15 @@ from services.dicom_ingest.masks_nifti import (
     read_nifti_volume,
 )
 from services.dicom_ingest.settings import IngestSettings
-from shared.fracture.csv_rows import RowFault, read_rows
+from shared.fracture.csv_rows import PAIR_COLUMNS, RowFault, read_rows
 from shared.fracture.levels import sort_key
 from shared.fracture.protocol import RoiKind
-from shared.fracture.records import Acquisition, Demographics, Warned
+from shared.fracture.records import OLDEST_TOLD, Acquisition, Demographics, Warned
 from shared.fracture.volume import Geometry, Mask, Volume
 from shared.pipeline.errors import FractureSweepError
 
-COLUMNS: Final = (
-    "image",
-    "mask",
-    "labels",
-    "roi",
-    "body",
-    "body_labels",
-    "levels",
-    "study",
-    "patient",
-    "age",
-    "sex",
-)
+COLUMNS: Final = PAIR_COLUMNS
 REQUIRED: Final = ("image", "mask")
-OLDEST_TOLD: Final = 90
-"""Ages of 90 and over are stored as 90: older ones could identify a patient."""
 MAX_CSV_BYTES: Final = 50_000_000
 _SHOWN_FAULTS: Final = 100
 

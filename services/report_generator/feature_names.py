@@ -5,15 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-CLASSES: Final = {
-    "shape": "Shape",
-    "firstorder": "First order",
-    "glcm": "GLCM",
-    "glrlm": "GLRLM",
-    "glszm": "GLSZM",
-    "gldm": "GLDM",
-    "ngtdm": "NGTDM",
-}
+from shared.fracture.features import HCR_CLASSES
+
 ACRONYMS: Final = frozenset({"Idm", "Idmn", "Id", "Idn", "Imc1", "Imc2"})
 """GLCM's inverse differences and informational measures of correlation."""
 NETWORK_LOGIT: Final = "dtl_logit"
@@ -30,11 +23,11 @@ def feature_in_words(name: str) -> str:
     if component:
         return f"Deep features, component {int(component.group(1)) + 1}"
     parts = name.split("_", 2)
-    if len(parts) != 3 or parts[1] not in CLASSES:
+    if len(parts) != 3 or parts[1] not in HCR_CLASSES:
         return name
     image, feature_class, feature = parts
     words = feature.upper() if feature in ACRONYMS else " ".join(word.lower() for word in _CAMEL.split(feature))
-    return f"{CLASSES[feature_class]}: {words}{_image_in_words(image)}"
+    return f"{HCR_CLASSES[feature_class]}: {words}{_image_in_words(image)}"
 
 
 def _image_in_words(image: str) -> str:

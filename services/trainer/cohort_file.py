@@ -18,28 +18,13 @@ import numpy as np
 
 from services.trainer.settings import TrainingSettings
 from services.trainer.split import SplitError, held_out_rows
-from shared.fracture.csv_rows import CsvRow, RowFault, read_rows
+from shared.fracture.csv_rows import PAIR_COLUMNS, CsvRow, RowFault, read_rows
 from shared.fracture.levels import ORDER
+from shared.fracture.records import OLDEST_TOLD
 from shared.pipeline.errors import FractureSweepError
 
-PAIR_COLUMNS: Final = (
-    "image",
-    "mask",
-    "labels",
-    "roi",
-    "body",
-    "body_labels",
-    "levels",
-    "study",
-    "patient",
-    "age",
-    "sex",
-)
-"""Those of the CSV of pairs (docs/masks.md)."""
 COLUMNS: Final = (*PAIR_COLUMNS, "level", "acute", "mask2", "mask3", "site", "split")
 REQUIRED: Final = ("image", "mask", "patient", "age", "sex", "acute")
-OLDEST_TOLD: Final = 90
-"""Ages of 90 and over count as 90, as in the nightly run: older ones could identify a patient."""
 MAX_CSV_BYTES: Final = 50_000_000
 LEAST_REPEATED: Final = 5
 """Rows with a second (or third) mask below which an ICC says nothing."""

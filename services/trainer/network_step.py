@@ -49,29 +49,13 @@ def network_step(
     device, worst = "none (not fitted)", 0.0
     epochs: tuple[Epoch, ...] = ()
     state = start.state
+    rows = (training.images, training.acute, training.patient)
     if settings.mode == "in_sample":
-        fitted = fit_network(
-            training.images,
-            training.acute,
-            training.patient,
-            settings,
-            seed=seed,
-            start=start.state,
-            work=work,
-            progress=progress,
-        )
+        fitted = fit_network(*rows, settings, seed=seed, start=start.state, work=work, progress=progress)
         state, device, epochs = fitted.backbone, fitted.device, fitted.epochs
     elif settings.mode == "crossfit":
         crossed = crossfit(
-            training.images,
-            training.acute,
-            training.patient,
-            settings,
-            seed=seed,
-            start=start.state,
-            work=work,
-            features=image_features,
-            progress=progress,
+            *rows, settings, seed=seed, start=start.state, work=work, features=image_features, progress=progress
         )
         final = crossed.final
         state, device, epochs = final.backbone, final.device, crossed.epochs

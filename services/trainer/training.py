@@ -54,7 +54,7 @@ from services.trainer.selection import Columns, Matrix, recorded
 from services.trainer.settings import TrainingSettings
 from services.trainer.split import held_out_rows
 from services.trainer.statistics import auc_delong
-from services.trainer.weights import starting_weights
+from services.trainer.weights import Start
 from shared.fracture.bundle import (
     Bundle,
     BundleKind,
@@ -142,6 +142,7 @@ def train(
     settings: TrainingSettings,
     *,
     naming: Naming,
+    start: Start,
     image_features: ImageFeatures,
     deep_features: DeepFeatures,
     out: Path,
@@ -169,7 +170,6 @@ def train(
     _check_classes(training, "the training part")
     kept = repeatability(training, settings.repeatability)
     clock.end("repeatability")
-    start = starting_weights(settings.network, seed=settings.seed)
     step = network_step(
         training,
         settings.network,

@@ -11,6 +11,22 @@ import difflib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+PAIR_COLUMNS: Final = (
+    "image",
+    "mask",
+    "labels",
+    "roi",
+    "body",
+    "body_labels",
+    "levels",
+    "study",
+    "patient",
+    "age",
+    "sex",
+)
+"""Those of the CSV of pairs (docs/masks.md); a cohort file has them too, and more."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,17 @@ FeatureKind = Literal["hcr", "dtl"]
 
 SCHEMA: Final = 1
 
+HCR_CLASSES: Final[Mapping[str, str]] = {
+    "shape": "Shape",
+    "firstorder": "First order",
+    "glcm": "GLCM",
+    "glrlm": "GLRLM",
+    "glszm": "GLSZM",
+    "gldm": "GLDM",
+    "ngtdm": "NGTDM",
+}
+"""pyradiomics' classes of hand-crafted features, as people call them."""
+
 
 class NewerFeatures(ValueError):
     """A feature vector that a newer version wrote."""

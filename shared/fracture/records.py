@@ -7,7 +7,7 @@ docstring says "restricted".
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,12 +60,16 @@ class Acquisition(BaseModel):
     modality: str = "CT"
 
 
+OLDEST_TOLD: Final = 90
+"""Ages of 90 and over are told as 90: older ones could identify a patient."""
+
+
 class Demographics(BaseModel):
     """Age in whole years (90 and over as 90) and sex, for the nomogram; None where unknown."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    age_years: Annotated[int, Field(ge=0, le=90)] | None = None
+    age_years: Annotated[int, Field(ge=0, le=OLDEST_TOLD)] | None = None
     sex: Literal["F", "M"] | None = None
 
 

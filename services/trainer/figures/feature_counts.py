@@ -7,7 +7,7 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from services.trainer.figures.feature_names import CLASS_TITLES, CLASSES, DTL, feature_class
+from services.trainer.figures.feature_names import CLASS_TITLES, DTL, feature_class
 from services.trainer.figures.figure_data import Cell, FigureData
 from services.trainer.figures.run_figure import RunFigure
 from services.trainer.figures.style import DTL_COLOUR, HCR_COLOUR, SOFT, new_figure
@@ -92,7 +92,7 @@ def _branch_rows(result: RunResult, selection: Selection) -> list[dict[str, Cell
         place = found
         counted.append((step, _by_class(stages[found])))
     seen = {kind for _, counts in counted for kind, number in counts.items() if number}
-    order = [kind for kind in (*CLASSES, DTL, NOT_RECORDED) if kind in seen]
+    order = [kind for kind in (*CLASS_TITLES, NOT_RECORDED) if kind in seen]
     return [
         {"branch": selection.branch, "step": step, "class": kind, "features": counts.get(kind, 0)}
         for step, counts in counted

@@ -5,19 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-CLASSES: Final = ("shape", "firstorder", "glcm", "glrlm", "glszm", "gldm", "ngtdm")
-"""pyradiomics' classes of hand-crafted features."""
+from shared.fracture.features import HCR_CLASSES
+
 DTL: Final = "DTL"
-CLASS_TITLES: Final = {
-    "shape": "Shape",
-    "firstorder": "First order",
-    "glcm": "GLCM",
-    "glrlm": "GLRLM",
-    "glszm": "GLSZM",
-    "gldm": "GLDM",
-    "ngtdm": "NGTDM",
-    DTL: "DTL",
-}
+CLASS_TITLES: Final = {**HCR_CLASSES, DTL: "DTL"}
 
 _COMPONENT = re.compile(r"pca_(\d+)\Z")
 _LOG = re.compile(r"log-sigma-(\d+)-(\d+)-mm-3D\Z")
@@ -26,7 +17,7 @@ _LOG = re.compile(r"log-sigma-(\d+)-(\d+)-mm-3D\Z")
 def feature_class(name: str) -> str:
     """pyradiomics' class of a hand-crafted feature, or DTL for what came from the network."""
     parts = name.split("_", 2)
-    return parts[1] if len(parts) == 3 and parts[1] in CLASSES else DTL
+    return parts[1] if len(parts) == 3 and parts[1] in HCR_CLASSES else DTL
 
 
 def is_hcr(name: str) -> bool:

@@ -34,6 +34,7 @@ from services.trainer.phantoms.cohort import Patient, draw_patient
 from services.trainer.phantoms.dicom_writer import write_dicom
 from services.trainer.phantoms.rendering import Rendered, render
 from services.trainer.split import held_out
+from shared.fracture.csv_rows import PAIR_COLUMNS
 from shared.fracture.volume import Mask, Volume, to_sitk
 from shared.pipeline.errors import FractureSweepError
 
@@ -41,17 +42,7 @@ COHORT_FILE: Final = "COHORT.csv"
 SPEC_FILE: Final = "cohort.json"
 READ_ME: Final = "README.txt"
 COLUMNS: Final = (
-    "image",
-    "mask",
-    "labels",
-    "roi",
-    "body",
-    "body_labels",
-    "levels",
-    "study",
-    "patient",
-    "age",
-    "sex",
+    *PAIR_COLUMNS,
     "acute",
     "mask2",
     "mask3",

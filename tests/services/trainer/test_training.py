@@ -13,6 +13,7 @@ from services.trainer.evaluation import scored
 from services.trainer.results import MODELS, RunResult
 from services.trainer.settings import CLASSIFIERS, TrainingSettings
 from services.trainer.training import Trained, train
+from services.trainer.weights import starting_weights
 from shared.fracture.bundle import load_bundle
 from tests.fixtures.training_cohorts import (
     NAMING,
@@ -32,6 +33,7 @@ def run(table: CohortTable, settings: TrainingSettings, folder: Path) -> Trained
         cohort_of(table, settings),
         settings,
         naming=NAMING,
+        start=starting_weights(settings.network, seed=settings.seed),
         image_features=image_features,
         deep_features=deep_features(table),  # type: ignore[arg-type]
         out=folder / "run",
