@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import urllib.request
 from pathlib import Path
@@ -44,6 +45,14 @@ def test_the_garbage_collector_looks_at_the_store_as_its_own_user(stack: Stack, 
 
     assert "nothing was deleted (--dry-run)" in done.stdout
     assert "results" in done.stdout
+
+
+def test_the_linear_algebra_that_the_shell_names_is_the_containers(stack: Stack) -> None:
+    names = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+
+    inside = stack.inside("radiomics-extractor", f"import os; print([os.environ.get(name) for name in {names}])")
+
+    assert inside.strip() == str([os.environ.get(name) for name in names])
 
 
 def test_a_name_without_the_sites_key_is_refused_with_what_to_do(stack: Stack) -> None:
