@@ -124,7 +124,7 @@ bundle: $(VENV)/.test ## train the demonstration bundle again (phantoms; some ho
 
 study: $(VENV)/.test ## in_sample, crossfit and frozen over five phantom cohorts (many hours, resumable)
 	$(BIN)/python -m services.trainer.pretraining --out build/bundle/phantom-signs.safetensors --work build/bundle/pretraining
-	$(BIN)/python -m services.study --weights build/bundle/phantom-signs.safetensors --out build/study
+	$(BIN)/python -m services.study --weights build/bundle/phantom-signs.safetensors --out build/study --rows docs/study.csv
 
 lock: $(VENV)/.test ## renew the locked versions of all dependencies
 	$(BIN)/python -m pip install --quiet uv

@@ -1,7 +1,7 @@
 """How the time of a training run divides over its steps, and how it grows with the cohort: phantoms, run in turn.
 
-For each number of patients a cohort of phantoms is made (not timed) and trained on from nothing, by the preset
-`recommended`. Prints the seconds of each step, their shares, and each step's growth against the smallest cohort.
+For each number of patients a cohort of phantoms is made (not timed) and trained on from nothing, as the demonstration
+bundle is (`deploy/bundles/demo.toml`). Prints the seconds of each step, their shares, and each step's growth against the smallest cohort.
 
     python benchmarks/training.py --patients 100 365 --weights build/bundle/phantom-signs.safetensors
 
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import tempfile
+import tomllib
 from pathlib import Path
 
 from services.composition import pseudonyms_of, restricted
@@ -26,6 +27,7 @@ from services.training import RESULT, Place, naming, train_cohort
 from shared.pipeline.folder_store import FolderStore
 
 KEY = "00" * 32
+DEMO = Path(__file__).resolve().parents[1] / "deploy" / "bundles" / "demo.toml"
 
 
 class Silent:
@@ -43,11 +45,12 @@ def measured(folder: Path, *, patients: int, tiny: bool, weights: Path | None) -
             folder / "cohort", PhantomCohort(patients=patients, seed=7, kappa=0.85, readers=30, nifti=True)
         )
         app = Settings(secrets=SecretSettings.model_validate({"pseudonym_key": KEY, "encryption_key": KEY}))
-        start = {"random_start": True} if weights is None else {"weights": str(weights)}
-        network = {**start, "architecture": "tiny" if tiny else "resnet50"}
+        asked = tomllib.loads(DEMO.read_text(encoding="utf-8"))
+        start = {"random_start": True, "weights": None} if weights is None else {"weights": str(weights)}
+        asked["network"] |= {**start, "architecture": "tiny" if tiny else "resnet50"}
         train_cohort(
             csv,
-            TrainingSettings.of("recommended", {"split": {"by": "column"}, "network": network}),
+            TrainingSettings.of("recommended", asked),
             place=Place(
                 app=app,
                 pseudonyms=pseudonyms_of(app),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from services.cohort import Cohort, cohort_table, deep_features, extraction_of, extraction_of_bundle
 from services.settings import Settings
 from services.trainer.evaluation import evaluation
-from services.trainer.results import LABELS, Evaluation, Optimism, RunResult
+from services.trainer.results import LABELS, Evaluation, Optimism, RandomNetwork, RunResult
 from services.trainer.run_report.writing import write_evaluation_report, write_run_report
 from services.trainer.settings import TrainingSettings
 from services.trainer.tables import Table, evaluation_tables, tables
@@ -50,6 +50,13 @@ class Place:
     store: Store
     out: Path
     processes: int
+    work: Path | None = None
+    """What makes an interrupted run go on; OUT/work where none is named. Runs on one cohort may share it."""
+
+    @property
+    def work_folder(self) -> Path:
+        """`work`, or OUT/work."""
+        return self.work or self.out / WORK
 
 
 def is_phantom(sites: Sequence[str]) -> bool:
@@ -68,6 +75,12 @@ def optimism_line(one: Optimism) -> str:
     """In-sample beside out-of-fold and held out, in one line."""
     held = "–" if one.held_out is None else f"{one.held_out:.3f}"
     return f"{LABELS[one.model]}: AUC in-sample {one.in_sample:.3f}, out-of-fold {one.out_of_fold:.3f}, held out {held}"
+
+
+def random_network_line(one: RandomNetwork) -> str:
+    """DLR of a network that learned nothing, in one line."""
+    held = "–" if one.held_out is None else f"{one.held_out:.3f}"
+    return f"{LABELS['dlr']} with a random network instead: AUC out-of-fold {one.out_of_fold:.3f}, held out {held}"
 
 
 def image_features(onnx: bytes, images: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -98,7 +111,7 @@ def fit_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming: N
         app=place.app,
         pseudonyms=place.pseudonyms,
         store=place.store,
-        out=place.out / WORK,
+        out=place.work_folder,
         progress=progress.step,
     )
     phantom = is_phantom(cohort.table.site)
@@ -119,7 +132,7 @@ def fit_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming: N
         image_features=image_features,
         deep_features=partial(_deep, cohort=cohort, place=place, progress=progress),
         out=place.out,
-        work=place.out / WORK,
+        work=place.work_folder,
         processes=place.processes,
         progress=progress,
         seconds_before={"cohort": round(time.monotonic() - started, 3)},
@@ -161,7 +174,7 @@ def judge_cohort(bundle: Bundle, csv: Path, *, place: Place, progress: Progress)
         app=place.app,
         pseudonyms=place.pseudonyms,
         store=place.store,
-        out=place.out / WORK,
+        out=place.work_folder,
         extraction=extraction_of_bundle(bundle),
         fitting=False,
         progress=progress.step,

@@ -89,6 +89,8 @@ def train(
     out_console.print(_results(result.title, result.scores))
     for one in result.optimism:
         out_console.print(training.optimism_line(one), highlight=False)
+    if result.random_network is not None:
+        out_console.print(training.random_network_line(result.random_network), highlight=False)
     for warning in result.warnings:
         out_console.print(f"note: {warning}", highlight=False)
     out_console.print(f"bundle:  {trained.bundle.folder}  ({trained.bundle.bundle_id[:12]})", highlight=False)
@@ -203,17 +205,13 @@ def _text(path: Path | None) -> str:
 
 def _results(title: str, scores: tuple[Scored, ...]) -> Table:
     """AUC by model and part."""
-    import numpy as np
-
     from services.trainer.results import LABELS
-    from services.trainer.statistics import auc_delong
 
     table = Table("model", "part", "vertebrae", "AUC", "95 % interval", title=title)
     for one in scores:
-        try:
-            auc = auc_delong(np.array(one.acute), np.array(one.probability))
-            numbers = (f"{auc.value:.3f}", f"{auc.low:.3f} to {auc.high:.3f}")
-        except ValueError:
-            numbers = ("–", "too few of a class")
+        auc = one.auc()
+        numbers = (
+            ("–", "too few of a class") if auc is None else (f"{auc.value:.3f}", f"{auc.low:.3f} to {auc.high:.3f}")
+        )
         table.add_row(LABELS[one.model], one.part.replace("_", "-"), str(len(one.acute)), *numbers)
     return table

@@ -51,7 +51,8 @@ _VERSION: Final = 1
 """Of what a fit with the same settings and data gives; a checkpoint of another version is not gone on from."""
 _ORDER_STREAM: Final = 1
 _NOT_IN_THE_FIT: Final = {
-    "mode", "weights", "weights_sha256", "random_start", "crossfit_folds", "components", "storage", "device"
+    "mode", "weights", "weights_sha256", "random_start", "random_line", "crossfit_folds", "components", "storage",
+    "device",
 }  # fmt: skip
 
 Images = NDArray[np.float32]

@@ -25,6 +25,9 @@ def _table(metrics: Mapping[str, Any]) -> str:
     for name, label in LABELS.items():
         held, inside = metrics["out_of_fold"][name], metrics["in_sample"][name]
         rows.append(f"| {label} | {_interval(held)} | {inside['auc']:.3f} | {metrics['thresholds'][name]:.3f} |")
+    if metrics["random_network"] is not None:
+        line = metrics["random_network"]["out_of_fold"]
+        rows.append(f"| {LABELS['dlr']}, its network random and not fitted | {line:.3f} | | |")
     return "\n".join(rows)
 
 

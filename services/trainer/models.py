@@ -146,12 +146,14 @@ def projected(pca: Pca, dtl: Matrix) -> Matrix:
     return np.asarray(z @ np.array(pca.components).T + (np.array(pca.offset) if pca.offset else 0.0))
 
 
-def cut(rows: Rows, settings: TrainingSettings, *, head: LogitHead | None) -> Cut:
-    """Selection and linear models of all branches, fitted on these rows. `head` where `rows.logit` stands for DTL."""
+def cut(
+    rows: Rows, settings: TrainingSettings, *, head: LogitHead | None = None, branches: Sequence[Branch] = BRANCHES
+) -> Cut:
+    """Selection and linear models of branches, fitted on these rows. `head` where `rows.logit` stands for DTL."""
     pca = fit_pca(rows.dtl, components=settings.network.components) if head is None else head.pca
     together = _together(rows, pca)
     chosen: dict[Branch, Selected] = {}
-    for branch in BRANCHES:
+    for branch in branches:
         if branch == "fusion":
             names = (*chosen["hcr"].names, *chosen["dtl"].names)
         else:
@@ -159,7 +161,7 @@ def cut(rows: Rows, settings: TrainingSettings, *, head: LogitHead | None) -> Cu
         of = Columns(names=names, values=together.of(names))
         chosen[branch] = select(branch, of, rows.acute, rows.patient, settings.selection)
     linear: dict[Branch, LinearModel] = {}
-    for branch in BRANCHES:
+    for branch in branches:
         values = together.of(chosen[branch].names)
         linear[branch] = (
             _lasso_score(chosen[branch], values)
@@ -224,17 +226,18 @@ class FoldScores:
     raw: Mapping[Branch, Matrix]
 
 
-def _fold(
+def fold_scores(
     split: tuple[NDArray[np.intp], NDArray[np.intp]],
     *,
     rows: Rows,
     settings: TrainingSettings,
-    head: LogitHead | None,
     winners: Mapping[Branch, GridPoint],
+    head: LogitHead | None = None,
 ) -> FoldScores:
+    """One outer fold: everything but the choice of the classifiers, `winners`, is fitted without the left-out rows."""
     train, left_out = split
     inside = rows.part(train)
-    one = cut(inside, settings, head=head)
+    one = cut(inside, settings, head=head, branches=tuple(winners))
     z, z_out = one.columns(inside), one.columns(rows.part(left_out))
     raw = {}
     for branch, winner in winners.items():
@@ -315,7 +318,7 @@ def _fit_four_models(
     searched = partial(_searched, z=z, acute=rows.acute, patient=rows.patient, settings=settings)
     found = dict(zip(BRANCHES, mapped(searched, BRANCHES, processes), strict=True))
     winners = {branch: winner for branch, (_, winner) in found.items()}
-    one = partial(_fold, rows=rows, settings=settings, head=head, winners=winners)
+    one = partial(fold_scores, rows=rows, settings=settings, head=head, winners=winners)
     linear = {branch: np.full(len(rows), np.nan) for branch in BRANCHES}
     raw = {branch: np.full(len(rows), np.nan) for branch in BRANCHES}
     for done, fold in enumerate(mapped(one, folds, processes), start=1):

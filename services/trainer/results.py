@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Final, Literal, Protocol
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from services.trainer.settings import ClassifierName, DtlMode, TrainingSettings
+from services.trainer.statistics import Auc, auc_if_any
 from shared.fracture.nomogram import NomogramModel
 
 Branch = Literal["hcr", "dtl", "fusion"]
@@ -25,6 +27,9 @@ LABELS: Final[dict[ModelName, str]] = {
 }
 """As the paper calls them."""
 MODEL_OF_BRANCH: Final[dict[Branch, ModelName]] = {"hcr": "radiomics", "dtl": "dlr", "fusion": "fusion"}
+
+FLATTERING: Final = 0.05
+"""An in-sample AUC above the out-of-fold one by more than this is said in words."""
 
 Numbers = tuple[float, ...]
 
@@ -149,6 +154,10 @@ class Scored(_Frozen):
     probability: Numbers
     threshold: float
 
+    def auc(self) -> Auc | None:
+        """The AUC with DeLong's interval; None with fewer than two of a class."""
+        return auc_if_any(np.array(self.acute, dtype=np.int64), np.array(self.probability, dtype=np.float64))
+
 
 class Judged(Protocol):
     """Something whose models were judged: a run, or an external validation."""
@@ -204,6 +213,18 @@ class Optimism(_Frozen):
     out_of_fold: float
     held_out: float | None
 
+    @property
+    def flatters(self) -> bool:
+        """The in-sample number lies far above the out-of-fold one."""
+        return self.in_sample - self.out_of_fold > FLATTERING
+
+
+class RandomNetwork(_Frozen):
+    """AUC of DLR when its network is random and stays as it is: what a network that learned something lies above."""
+
+    out_of_fold: float
+    held_out: float | None
+
 
 class RunResult(_Frozen):
     """run.json."""
@@ -230,6 +251,8 @@ class RunResult(_Frozen):
     scores: tuple[Scored, ...]
     """4 models x 3 parts (train: in-sample; out_of_fold; test)."""
     optimism: tuple[Optimism, ...]
+    random_network: RandomNetwork | None = None
+    """None where the network of the run is that network, or `network.random_line` is off."""
     conformal: dict[str, float]
     """alpha, and the largest accepted nonconformity of each class."""
     warnings: tuple[str, ...]

@@ -91,6 +91,9 @@ class NetworkSettings(_Section):
     random_start: bool = Field(
         default=False, description="Without weights: start at random on purpose. It does not learn on small cohorts."
     )
+    random_line: bool = Field(
+        default=True, description="Beside DLR's result, the AUC of a random network that stays as it is."
+    )
     image_size: Annotated[int, Field(ge=32, le=512)] = 64
     epochs: Annotated[int, Field(ge=1)] = 50
     batch: Annotated[int, Field(ge=2)] = 32

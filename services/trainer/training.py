@@ -33,6 +33,7 @@ from services.trainer.evaluation import demographics, probabilities
 from services.trainer.model_card import model_card
 from services.trainer.models import BRANCHES, FourModels, Rows, fit_four_models
 from services.trainer.network_step import ImageFeatures, network_step
+from services.trainer.random_line import has_line, random_line, random_onnx
 from services.trainer.repeatability import repeatability
 from services.trainer.results import (
     LABELS,
@@ -45,6 +46,7 @@ from services.trainer.results import (
     NetworkRun,
     Optimism,
     PartName,
+    RandomNetwork,
     Repeatability,
     RunResult,
     Scored,
@@ -71,8 +73,6 @@ from shared.fracture.nomogram import Sex
 from shared.fracture.protocol import DtlProtocol, HcrProtocol, preset_box, preset_crop
 
 GOLDEN_CASES: Final = 5
-GREAT_OPTIMISM: Final = 0.05
-"""In-sample AUC above the out-of-fold one by more than this is said in words."""
 
 DeepFeatures = Callable[[bytes, DtlProtocol], Matrix]
 """ONNX bytes and protocol to the features (n rows, features) of all rows, as the deep extractor stores them."""
@@ -200,6 +200,17 @@ def train(
         progress=lambda done, total: shown.step("out-of-fold", done, total),
     )
     clock.end("models")
+    random_network = None
+    if has_line(settings.network):
+        onnx = random_onnx(settings.network, seed=settings.seed)
+        of_random = deep_features(onnx, dtl_protocol.model_copy(update={"network_sha256": sha256_hex(onnx)}))
+        random_network = random_line(
+            rows_of(training, kept, of_random[~test], logit=None),
+            rows_of(table.part(test), kept, of_random[test], logit=None),
+            settings,
+            processes=processes,
+        )
+        clock.end("random network beside it")
     selections = _selections(rows, four, settings, kept, features=len(table.hcr_names))
     clock.end("paths and stability")
     classifiers = {branch: to_onnx(four.classifiers[branch], four.classifiers[branch].width) for branch in BRANCHES}
@@ -210,7 +221,9 @@ def train(
     }
     conformal = fit_conformal(four.out_of_fold["fusion"], training.acute, alpha=settings.classifiers.conformal_alpha)
     models = _models(four, conformal=conformal)
-    metrics = _metrics(training, four, settings, kept, step.run, selections, phantom=cohort.phantom)
+    metrics = _metrics(
+        training, four, settings, kept, step.run, selections, random_network=random_network, phantom=cohort.phantom
+    )
     ready = runnable(models, classifiers)
     golden = _golden(models, four, training, dtl[~test], classifiers=ready, seed=settings.seed)
     image = drawn_image(settings.network.image_size, seed=settings.seed)
@@ -278,6 +291,7 @@ def train(
         nomogram=four.nomogram,
         scores=scores,
         optimism=optimism,
+        random_network=random_network,
         conformal={"alpha": conformal.alpha, "chronic": conformal.chronic, "acute": conformal.acute},
         warnings=_warnings(cohort, settings, kept, step.run, selections, optimism, test, four),
     )
@@ -433,6 +447,7 @@ def _metrics(
     run: NetworkRun,
     selections: tuple[Selection, ...],
     *,
+    random_network: RandomNetwork | None,
     phantom: bool,
 ) -> dict[str, Any]:
     """metrics.json: of training rows alone, so that a bundle does not change with the rows that are held out."""
@@ -453,6 +468,7 @@ def _metrics(
         },
         "out_of_fold": {name: _auc(training.acute, four.out_of_fold[name]) for name in MODELS},
         "in_sample": {name: _auc(training.acute, four.in_sample[name]) for name in MODELS},
+        "random_network": None if random_network is None else {"out_of_fold": round(random_network.out_of_fold, 6)},
         "thresholds": {name: round(four.thresholds[name], 6) for name in MODELS},
         "settings": settings.model_dump(mode="json", exclude={"network": {"weights"}}),
     }
@@ -484,21 +500,20 @@ def _scores(
     return tuple(found)
 
 
-def _plain_auc(scored: Scored) -> float | None:
-    acute = np.array(scored.acute)
-    if min(int((acute == 1).sum()), int((acute == 0).sum())) < 2:
-        return None
-    return auc_delong(acute, np.array(scored.probability)).value
-
-
 def _optimism(scores: tuple[Scored, ...]) -> tuple[Optimism, ...]:
-    by = {(one.model, one.part): one for one in scores}
+    of = {(one.model, one.part): one.auc() for one in scores}
     found = []
     for name in MODELS:
-        inside, held = _plain_auc(by[name, "train"]), _plain_auc(by[name, "out_of_fold"])
-        test = _plain_auc(by[name, "test"]) if (name, "test") in by else None
+        inside, held, test = of[name, "train"], of[name, "out_of_fold"], of.get((name, "test"))
         if inside is not None and held is not None:
-            found.append(Optimism(model=name, in_sample=inside, out_of_fold=held, held_out=test))
+            found.append(
+                Optimism(
+                    model=name,
+                    in_sample=inside.value,
+                    out_of_fold=held.value,
+                    held_out=None if test is None else test.value,
+                )
+            )
     return tuple(found)
 
 
@@ -552,7 +567,7 @@ def _warnings(
                 "turned its scores around. Do not use its probability."
             )
     for one in optimism:
-        if one.in_sample > one.out_of_fold + GREAT_OPTIMISM:
+        if one.flatters:
             said.append(
                 f"{LABELS[one.model]}: the AUC on the rows it was fitted on, {one.in_sample:.3f}, lies "
                 f"{one.in_sample - one.out_of_fold:.3f} above the out-of-fold one."

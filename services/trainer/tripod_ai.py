@@ -11,12 +11,9 @@ import io
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import numpy as np
-
 from services.trainer.figures.figure_data import csv_cell
 from services.trainer.figures.nomogram import formula
-from services.trainer.results import LABELS, MODEL_OF_BRANCH, RunResult
-from services.trainer.statistics import auc_delong
+from services.trainer.results import FLATTERING, LABELS, MODEL_OF_BRANCH, RunResult, Scored
 from shared.fracture.protocol import preset_box, preset_crop
 
 State = Literal["filled", "in part", "open"]
@@ -306,16 +303,14 @@ def _method_answers(result: RunResult) -> dict[str, Answer]:
 
 def _result_answers(result: RunResult) -> dict[str, Answer]:
     performance = "; ".join(
-        f"{LABELS[one.model]} {_auc_words(one.acute, one.probability)}"
-        for one in result.scores
-        if one.part == _judged(result)
+        f"{LABELS[one.model]} {_auc_words(one)}" for one in result.scores if one.part == _judged(result)
     )
-    flattered = [one for one in result.optimism if one.in_sample > one.out_of_fold + 0.05]
+    flattered = [one for one in result.optimism if one.flatters]
     where = "held-out rows" if _judged(result) == "test" else "out-of-fold training rows"
     limits = [*result.warnings]
     if flattered:
         names = ", ".join(LABELS[one.model] for one in flattered)
-        limits.append(f"in-sample AUC more than 0.05 above the out-of-fold one: {names}")
+        limits.append(f"in-sample AUC more than {FLATTERING} above the out-of-fold one: {names}")
     if _judged(result) != "test":
         limits.append("no rows were held out")
     if result.phantom:
@@ -341,10 +336,10 @@ def _judged(result: RunResult) -> Literal["test", "out_of_fold"]:
     return "test" if any(one.part == "test" for one in result.scores) else "out_of_fold"
 
 
-def _auc_words(acute: tuple[int, ...], probability: tuple[float, ...]) -> str:
-    if min(sum(acute), len(acute) - sum(acute)) < 2:
+def _auc_words(one: Scored) -> str:
+    auc = one.auc()
+    if auc is None:
         return "not computed (fewer than two cases of a class)"
-    auc = auc_delong(np.array(acute, dtype=np.int64), np.array(probability, dtype=np.float64))
     return f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f})"
 
 

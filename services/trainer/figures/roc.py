@@ -20,7 +20,6 @@ from services.trainer.figures.style import (
     new_figure,
 )
 from services.trainer.results import LABELS, Judged, Scored
-from services.trainer.statistics import auc_delong
 
 
 def roc(result: Judged) -> RunFigure:
@@ -84,8 +83,7 @@ def _rows(one: Scored) -> list[dict[str, Cell]]:
     area = float(np.trapezoid(sensitivity, false_positive))
     low: float | None = None
     high: float | None = None
-    if acute >= 2 and chronic >= 2:
-        auc = auc_delong(labels, scores)
+    if (auc := one.auc()) is not None:
         area, low, high = auc.value, auc.low, auc.high
     return [
         {

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from services.trainer.figures.feature_counts import BRANCH_TITLES
 from services.trainer.figures.run_figure import RenderedFigure, RunFigure
-from services.trainer.results import LABELS, MODEL_OF_BRANCH, Evaluation, GridPoint, RunResult
+from services.trainer.results import FLATTERING, LABELS, MODEL_OF_BRANCH, Evaluation, GridPoint, RunResult
 from services.trainer.run_report.cohort_flow import cohort_flow, sites
 from services.trainer.run_report.sentences import evaluation_summary, optimism_rows, summary
 from services.trainer.run_report.setting_rows import setting_rows
@@ -62,6 +62,7 @@ def run_page(
             labels=LABELS,
             model_of_branch=MODEL_OF_BRANCH,
             optimism=optimism_rows(result),
+            flattering=FLATTERING,
             settings=setting_rows(result.settings),
             checklist=checklist,
             checklist_count=count_sentence(tuple(checklist)),

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-import numpy as np
-
 from services.trainer.results import LABELS, MODELS, Evaluation, Judged, Optimism, PartName, RunResult
-from services.trainer.statistics import auc_delong
-
-FLATTERING: Final = 0.05
-"""Difference of AUC, in-sample minus out-of-fold, above which the report warns."""
 
 
 def auc_words(result: Judged, part: PartName) -> dict[str, str]:
     """AUC with its interval of each model on a part, in words, as far as it was scored."""
     words = {}
     for one in result.scores:
-        if one.part == part and min(sum(one.acute), len(one.acute) - sum(one.acute)) >= 2:
-            auc = auc_delong(np.array(one.acute, dtype=np.int64), np.array(one.probability, dtype=np.float64))
+        auc = one.auc() if one.part == part else None
+        if auc is not None:
             words[LABELS[one.model]] = f"{auc.value:.3f} (95 % interval {auc.low:.3f} to {auc.high:.3f})"
     return words
 
@@ -66,9 +58,9 @@ def evaluation_summary(found: Evaluation) -> str:
 
 def optimism_warning(one: Optimism) -> str:
     """What to think of a model's in-sample number; "" where it does not flatter much."""
-    gap = one.in_sample - one.out_of_fold
-    if gap <= FLATTERING:
+    if not one.flatters:
         return ""
+    gap = one.in_sample - one.out_of_fold
     return (
         f"{LABELS[one.model]}: the AUC on its own training rows ({one.in_sample:.3f}) is {gap:.3f} above the one on "
         f"patients that it had not seen ({one.out_of_fold:.3f}). The first number says how well the model remembers, "

@@ -100,6 +100,11 @@ def auc_delong(labels: Labels, scores: Scores) -> Auc:
     return Auc(value=value, low=max(value - reach, 0.0), high=min(value + reach, 1.0), variance=variance)
 
 
+def auc_if_any(labels: Labels, scores: Scores) -> Auc | None:
+    """The same; None with fewer than two of a class, whose AUC has no variance."""
+    return auc_delong(labels, scores) if np.bincount(labels, minlength=2).min() >= 2 else None
+
+
 def delong_test(labels: Labels, first: Scores, second: Scores) -> PairedAuc:
     """Whether two scores of the same cases differ in AUC (first minus second); p is 1 where nothing varies."""
     pairs = [_placements(labels, scores) for scores in (first, second)]

@@ -125,6 +125,23 @@ def test_the_network_may_be_fitted_on_the_labels(mode: str, tmp_path: Path) -> N
     assert any("never saw the patient" in one or "very rows" in one for one in found.result.warnings)
 
 
+def test_beside_a_network_that_learned_stands_one_that_did_not(tmp_path: Path) -> None:
+    table = drawn_table(patients=40)
+    learned = {"mode": "in_sample"}
+
+    found = run(table, quick(split=BY_COLUMN, network=learned), tmp_path / "with").result
+    without = run(table, quick(split=BY_COLUMN, network={**learned, "random_line": False}), tmp_path / "without").result
+    itself = run(table, quick(split=BY_COLUMN), tmp_path / "itself").result
+
+    line = found.random_network
+    assert line is not None
+    # the same steps as the run whose own network is the random one
+    dlr = next(one for one in itself.optimism if one.model == "dlr")
+    assert line.out_of_fold == pytest.approx(dlr.out_of_fold, abs=0.05)  # of raw scores, not calibrated fold by fold
+    assert line.held_out == pytest.approx(dlr.held_out, abs=1e-9)
+    assert (without.random_network, itself.random_network) == (None, None)
+
+
 def test_the_paper_preset_prints_its_optimism_beside_its_result(tmp_path: Path) -> None:
     table = drawn_table(patients=40)
 

@@ -186,6 +186,14 @@ def test_an_in_sample_number_that_flatters_is_called_so() -> None:
     assert "never the in-sample one" in told[0][1]
 
 
+def test_beside_the_models_stands_the_random_network() -> None:
+    row = "DLR, its network random and not fitted none 0.714 0.702 none"
+    variant = "no repeats, frozen network, fallback"
+
+    assert row in full_page().words
+    assert "its network random" not in Page(html_of(VARIANTS[variant](), variant)).words
+
+
 def test_the_summary_names_the_held_out_results_or_says_that_there_are_none() -> None:
     assert "On 73 phantom patients that were held out, the AUC was: Radiomics 0.757" in summary(full_result())
     assert "No patients were held out" in summary(VARIANTS["no test part, perturbed masks"]())
