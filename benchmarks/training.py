@@ -1,7 +1,8 @@
 """How the time of a training run divides over its steps, and how it grows with the cohort: phantoms, run in turn.
 
 For each number of patients a cohort of phantoms is made (not timed) and trained on from nothing, as the demonstration
-bundle is (`deploy/bundles/demo.toml`). Prints the seconds of each step, their shares, and each step's growth against the smallest cohort.
+bundle is (`deploy/bundles/demo.toml`). Prints the seconds of each step, their shares, and each step's growth against
+the smallest cohort.
 
     python benchmarks/training.py --patients 100 365 --weights build/bundle/phantom-signs.safetensors
 

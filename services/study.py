@@ -190,8 +190,8 @@ def table(rows: Sequence[StudyRow]) -> str:
     random = {row.seed: (row.random_out_of_fold, row.random_held_out) for row in rows}
     out_of_fold, of_random = zip(*random.values(), strict=True)
     lines.append(
-        f"| random network | {LABELS['dlr']} | {len(seeds)} | | {_mean_words(out_of_fold)} | {_mean_words(of_random)} | "
-        f"{min(of_random):.3f} to {max(of_random):.3f} |"
+        f"| random network | {LABELS['dlr']} | {len(seeds)} | | {_mean_words(out_of_fold)} | "
+        f"{_mean_words(of_random)} | {min(of_random):.3f} to {max(of_random):.3f} |"
     )
     lines += ["", f"PHANTOMS. Means over seeds {', '.join(map(str, seeds))}, 95 % intervals of Student's t over them."]
     lines += ["", *_judgements(held, modes), *_differences(held, modes)]
