@@ -7,9 +7,9 @@ A settings file (TOML) names what differs from its preset; `TrainingSettings.of`
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.fracture.protocol import Preset, RoiKind
 
@@ -28,6 +28,15 @@ DtlMode = Literal["in_sample", "crossfit", "frozen"]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_in_words(cls, given: Any) -> Any:
+        """TOML has no null: "none" stands for it where a setting may be none."""
+        if not isinstance(given, dict):
+            return given
+        may_be_none = {name for name, of in cls.model_fields.items() if type(None) in get_args(of.annotation)}
+        return {name: None if value == "none" and name in may_be_none else value for name, value in given.items()}
 
 
 class SplitSettings(_Section):

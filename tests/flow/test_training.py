@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from services.commands.training import training_settings
@@ -203,15 +205,68 @@ def test_a_bundle_judged_on_its_own_held_out_rows_gives_the_run_s_numbers(ran: R
     assert "PHANTOM" in page
 
 
-def held_out_csv(ran: Run) -> Path:
-    """The test rows as a cohort of their own, beside the first (its paths are relative to it)."""
-    rows = [row for row in csv.DictReader(ran.cohort.open()) if row["split"] == "test"]
-    path = ran.cohort.with_name("held-out.csv")
+def beside(ran: Run, name: str, rows: list[dict[str, str]]) -> Path:
+    """Rows as a cohort of their own, beside the first: the paths in them are relative to it."""
+    path = ran.cohort.with_name(name)
     with path.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def held_out_csv(ran: Run) -> Path:
+    """The test rows alone."""
+    return beside(ran, "held-out.csv", [row for row in csv.DictReader(ran.cohort.open()) if row["split"] == "test"])
+
+
+def test_other_images_labels_and_ages_of_held_out_patients_leave_the_bundle_s_bytes(ran: Run, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(ran.cohort.open()))
+    folder = ran.cohort.parent
+    (folder / "changed").mkdir()
+    for row in rows:
+        if row["split"] == "test":
+            changed = f"changed/{row['image'].replace('/', '-')}"
+            image = nibabel.nifti1.load(folder / row["image"])
+            if not (folder / changed).exists():
+                noisy = np.asanyarray(image.dataobj) // 2 + np.random.default_rng(1).integers(0, 90, image.shape)
+                nibabel.nifti1.Nifti1Image(noisy.astype(np.int16), image.affine).to_filename(folder / changed)
+            row.update(image=changed, acute=str(1 - int(row["acute"])), age=str(int(row["age"]) - 3))
+
+    path = beside(ran, "changed.csv", rows)
+    command("train", str(path), "--out", str(tmp_path), "--store", str(ran.out), *arguments(), home=ran.home)
+
+    other = RunResult.model_validate_json((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert other.scored("radiomics", "test").probability != ran.result.scored("radiomics", "test").probability
+    assert other.scored("dlr", "test").probability != ran.result.scored("dlr", "test").probability
+    for file in sorted((ran.out / "bundle").iterdir()):
+        assert (tmp_path / "bundle" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_the_paper_preset_on_phantoms_prints_its_optimism_beside_its_result(ran: Run, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(ran.cohort.open()))
+    few = sorted({row["patient"] for row in rows})[:30]
+    path = beside(ran, "thirty.csv", [row for row in rows if row["patient"] in few])
+    quick = {
+        "network.epochs": "4",
+        "network.patience": '"none"',
+        "classifiers.out_of_fold": "3",
+        "classifiers.folds": "3",
+    }
+    changes = [part for name, value in quick.items() for part in ("--change", f"{name}={value}")]
+
+    said = command(
+        "train", str(path), "--out", str(tmp_path), "--preset", "paper", *arguments(), *changes, home=ran.home
+    )
+
+    result = RunResult.model_validate_json((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert (result.settings.preset, result.network.mode) == ("paper", "in_sample")
+    for one in result.optimism:
+        line = f"AUC in-sample {one.in_sample:.3f}, out-of-fold {one.out_of_fold:.3f}, held out {one.held_out:.3f}"
+        assert line in said.replace("\n", " ")
+    assert "DLR with a random network instead: AUC out-of-fold" in said
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "as the paper very likely did" in page
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -326,6 +381,17 @@ def test_changes_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) 
 
     assert (found.network.epochs, found.network.batch, found.network.mode) == (9, 8, "in_sample")
     assert (found.selection.rule, found.roi, found.preset) == ("1se", "vertebra", "paper")
+
+
+def test_what_may_be_none_is_switched_off_by_that_word() -> None:
+    off = ["network.patience=none", 'selection.post_lasso_spearman="none"', "repeatability.method=none"]
+
+    found = training_settings("paper", file=None, changes=off)
+
+    assert (found.network.patience, found.selection.post_lasso_spearman) == (None, None)
+    assert found.repeatability.method == "none"
+    with pytest.raises(FractureSweepError, match=r"network\.epochs"):
+        training_settings("paper", file=None, changes=["network.epochs=none"])
 
 
 def test_a_kind_that_nobody_may_choose_is_refused() -> None:
