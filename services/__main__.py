@@ -68,6 +68,7 @@ bundle_app = typer.Typer(
 bundle_app.command("check")(bundles.check_bundles)
 bundle_app.command("show")(bundles.show)
 bundle_app.command("diff")(bundles.diff)
+bundle_app.command("pack")(bundles.pack)
 app.add_typer(bundle_app, name="bundle")
 
 phantoms_app = typer.Typer(
@@ -123,7 +124,7 @@ def _fail(sentence: str) -> int:
 
 def main() -> None:
     """The entry point: every foreseeable error is one sentence and exit code 2."""
-    from shared.fracture.bundle import BundleError
+    from shared.fracture.bundle_files import BundleError
     from shared.pipeline.errors import Retry
 
     try:

@@ -10,7 +10,8 @@ from functools import partial
 
 from services.settings import Settings
 from shared.fracture import keys
-from shared.fracture.bundle import Bundle, BundleError, load_bundle
+from shared.fracture.bundle import Bundle, load_bundle
+from shared.fracture.bundle_files import BundleError
 from shared.fracture.ids import KEY_BYTES, Pseudonyms
 from shared.fracture.messages import Fact
 from shared.fracture.records import Record

@@ -1,4 +1,4 @@
-"""`fracture-sweep bundle check | show | diff`: what a bundle is, whether it is to be used, and what changed."""
+"""`fracture-sweep bundle check | show | diff | pack`: what a bundle is, whether it is to be used, what changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def check(folder: Path) -> Bundle:
 
     BundleError with one sentence where one of them fails; FractureSweepError where onnxruntime is not installed.
     """
-    from shared.fracture.bundle import BundleError, load_bundle
+    from shared.fracture.bundle import load_bundle
+    from shared.fracture.bundle_files import BundleError
 
     try:
         from services.deep_extractor.network import Network, check_golden
@@ -38,14 +39,14 @@ def check(folder: Path) -> Bundle:
 
 
 def check_bundles(
-    paths: Annotated[list[Path], typer.Argument(help="Folders of bundles.", metavar="BUNDLE…")],
+    paths: Annotated[list[Path], typer.Argument(help="Folders or zips of bundles.", metavar="BUNDLE…")],
 ) -> None:
     """Load bundles as the services do, golden vectors and golden image computed; one line each.
 
     Exit code 2 where one is not to be used; the sentence that says why stands on standard error.
     """
-    from shared.fracture.bundle import BundleError
     from shared.fracture.bundle_diff import summary
+    from shared.fracture.bundle_files import BundleError
 
     refused = 0
     for path in paths:
@@ -62,7 +63,7 @@ def check_bundles(
         raise typer.Exit(EXIT_UNUSABLE)
 
 
-def show(path: Annotated[Path, typer.Argument(help="The folder of a bundle.", metavar="BUNDLE")]) -> None:
+def show(path: Annotated[Path, typer.Argument(help="The folder or zip of a bundle.", metavar="BUNDLE")]) -> None:
     """What a bundle holds: protocols, models, thresholds, training, metrics, files."""
     from shared.fracture.bundle import load_bundle
     from shared.fracture.bundle_diff import description
@@ -72,8 +73,8 @@ def show(path: Annotated[Path, typer.Argument(help="The folder of a bundle.", me
 
 
 def diff(
-    old: Annotated[Path, typer.Argument(help="The folder of the older bundle.", metavar="OLD")],
-    new: Annotated[Path, typer.Argument(help="The folder of the newer bundle.", metavar="NEW")],
+    old: Annotated[Path, typer.Argument(help="The older bundle, folder or zip.", metavar="OLD")],
+    new: Annotated[Path, typer.Argument(help="The newer bundle, folder or zip.", metavar="NEW")],
 ) -> None:
     """What changed from one bundle to another, in words."""
     from shared.fracture.bundle import load_bundle
@@ -84,3 +85,22 @@ def diff(
         typer.echo(f"{path}: {summary(bundle)}")
     for line in differences(*bundles) or ("nothing changed: it is the same bundle",):
         typer.echo(line)
+
+
+def pack(
+    path: Annotated[Path, typer.Argument(help="The folder of a bundle.", metavar="BUNDLE")],
+    file: Annotated[Path, typer.Argument(help="The zip to write.", metavar="FILE.zip")],
+) -> None:
+    """Write a bundle as one zip, to hand on; the same bundle gives the same bytes on every machine.
+
+    Whatever takes the folder of a bundle takes its zip as well.
+    """
+    from shared.fracture.bundle import load_bundle
+    from shared.fracture.ids import sha256_hex
+
+    bundle = load_bundle(path)
+    try:
+        bundle.pack(file)
+        typer.echo(f"{file}: {file.stat().st_size} bytes, SHA-256 {sha256_hex(file.read_bytes())}")
+    except OSError as error:
+        raise FractureSweepError(f"{file} cannot be written: {error.strerror}") from error

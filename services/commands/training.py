@@ -98,7 +98,7 @@ def train(
 
 
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle.", metavar="BUNDLE")],
+    bundle: Annotated[Path, typer.Argument(help="The folder or zip of a bundle.", metavar="BUNDLE")],
     cohort: Annotated[Path, typer.Argument(help="COHORT.csv (docs/cohort.md).", metavar="COHORT.csv")],
     out: Annotated[Path, typer.Option("--out", help="Where report, tables and numbers go.")],
     store: StoreOption = None,

@@ -1,4 +1,6 @@
-"""A model bundle: one trained, versioned model as a folder of ONNX, JSON and text, checked before a number leaves it.
+"""A model bundle: one trained, versioned model as ONNX, JSON and text, checked before a number leaves it.
+
+It is a folder, or the one zip of that folder (bundle_files.py).
 
 What the trainer writes, these models define; what a service loads, `load_bundle` has verified: every file's SHA-256
 and size, nothing missing, nothing unlisted, nothing outside the folder, no external ONNX data, no custom operator, and
@@ -18,7 +20,6 @@ onnxruntime for it; the linear steps are checked by every loader.
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ import onnx
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from shared.fracture.bundle_files import MAX_FILE_BYTES, BundleError, BundleFiles, files_of, write_zip
 from shared.fracture.classifiers import ClassifierUnusable, OnnxScore, ScoreOf
 from shared.fracture.features import FeatureVector
 from shared.fracture.ids import canonical_json, digest, sha256_hex
@@ -51,7 +53,6 @@ REQUIRED_FILES: Final = (
     "nomogram.json",
     "pyradiomics.yaml",
 )
-MAX_FILE_BYTES: Final = 512 * 1024 * 1024
 GOLDEN_TOLERANCE: Final = 1e-9
 """Largest difference of a golden score or probability: float64 arithmetic in another order, nothing more."""
 CLASSIFIER_TOLERANCE: Final = 1e-6
@@ -64,10 +65,6 @@ BRANCHES: Final[tuple[Branch, ...]] = ("hcr", "dtl", "fusion")
 ClassifierKind = Literal["svm", "knn", "decision-tree", "random-forest", "extra-trees", "xgboost", "lightgbm"]
 ScoreKind = Literal["logistic", "lasso"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
-
-
-class BundleError(Exception):
-    """A bundle that is not to be used; the text is one sentence that says why."""
 
 
 class _Frozen(BaseModel):
@@ -453,6 +450,7 @@ class Bundle:
     """
 
     folder: Path
+    """Or its zip."""
     manifest: Manifest
     models: Models
     nomogram: NomogramModel
@@ -480,7 +478,13 @@ class Bundle:
 
     def file_bytes(self, name: str) -> bytes:
         """The bytes of a file that the manifest lists, verified again as they are read."""
-        return _read_verified(self.folder, name, self.manifest.files[name])
+        return _read_verified(files_of(self.folder), name, self.manifest.files[name])
+
+    def pack(self, path: Path) -> None:
+        """Write the bundle as a zip, the same bytes wherever it is done."""
+        names = (MANIFEST, *self.manifest.files)
+        files = {name: manifest_bytes(self.manifest) if name == MANIFEST else self.file_bytes(name) for name in names}
+        write_zip(path, files)
 
     def running(self) -> Bundle:
         """The bundle with its ONNX classifiers ready, once they give the golden probabilities (itself without any).
@@ -581,14 +585,15 @@ def _probability(
 
 
 def load_bundle(folder: Path, run_classifiers: bool = False) -> Bundle:
-    """The bundle in a folder, verified; BundleError with one sentence where anything is not as the manifest says.
+    """A bundle's folder or zip, verified; BundleError with one sentence where anything is not as the manifest says.
 
     Golden scores are always checked, and so are the probabilities of models without an ONNX classifier. With
     `run_classifiers` the bundle comes `running`: ready to compute probabilities, all of them checked.
     """
-    manifest = _read_manifest(folder)
-    _check_listing(folder, manifest)
-    contents = {name: _read_verified(folder, name, entry) for name, entry in sorted(manifest.files.items())}
+    files = files_of(folder)
+    manifest = _read_manifest(files, folder.name)
+    _check_listing(files, manifest)
+    contents = {name: _read_verified(files, name, entry) for name, entry in sorted(manifest.files.items())}
     for name, data in contents.items():
         if name.endswith(".onnx"):
             _check_onnx(name, data)
@@ -621,13 +626,10 @@ def _check_standardisation(what: str, inputs: tuple[str, ...], mean: tuple[float
         raise ValueError(f"{what}: every standard deviation must be above zero")
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    if not folder.is_dir():
-        raise BundleError(f"there is no bundle folder named {folder.name!r}; give the folder that holds {MANIFEST}")
-    path = folder / MANIFEST
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{folder.name!r} is not a bundle, it has no {MANIFEST}")
-    data = path.read_bytes()
+def _read_manifest(files: BundleFiles, called: str) -> Manifest:
+    if MANIFEST not in files.names():
+        raise BundleError(f"{called!r} is not a bundle, it has no {MANIFEST}")
+    data = files.read(MANIFEST, most=MAX_FILE_BYTES)
     try:
         raw = json.loads(data)
     except ValueError as error:
@@ -644,27 +646,19 @@ def _read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _check_listing(folder: Path, manifest: Manifest) -> None:
+def _check_listing(files: BundleFiles, manifest: Manifest) -> None:
     missing = [name for name in REQUIRED_FILES if name not in manifest.files]
     if missing:
         raise BundleError(f"the manifest does not list {', '.join(missing)}")
-    unlisted = sorted({entry.name for entry in folder.iterdir()} - set(manifest.files) - {MANIFEST})
+    unlisted = sorted(files.names() - set(manifest.files) - {MANIFEST})
     if unlisted:
         raise BundleError(f"the bundle holds what its manifest does not list: {', '.join(unlisted[:5])}")
 
 
-def _read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
-    path = folder / name
-    try:
-        mode = path.lstat().st_mode
-    except OSError as error:
-        raise BundleError(f"the bundle lacks {name}, which its manifest lists") from error
-    if not stat.S_ISREG(mode):
-        raise BundleError(f"{name} in the bundle is a link or a folder, only plain files are read")
-    size = path.stat().st_size
-    if size != entry.size or size > MAX_FILE_BYTES:
-        raise BundleError(f"{name} has {size} bytes where the manifest says {entry.size}")
-    data = path.read_bytes()
+def _read_verified(files: BundleFiles, name: str, entry: FileEntry) -> bytes:
+    data = files.read(name, most=min(entry.size, MAX_FILE_BYTES))
+    if len(data) != entry.size:
+        raise BundleError(f"{name} has {len(data)} bytes where the manifest says {entry.size}")
     if sha256_hex(data) != entry.sha256:
         raise BundleError(f"{name} was changed after the bundle was made (its SHA-256 does not fit)")
     return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from services.__main__ import bundle_app
-from shared.fracture.bundle import BundleError
+from shared.fracture.bundle_files import BundleError
+from shared.pipeline.errors import FractureSweepError
 from tests.fixtures.small_bundle import reseal, stump, write_classifier_bundle, write_small_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,3 +93,27 @@ def test_the_command_line_refuses_with_exit_code_2_and_one_sentence(tmp_path: Pa
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "it has no manifest" in done.stderr
+
+
+def test_a_packed_bundle_is_checked_shown_and_compared_like_its_folder(tmp_path: Path) -> None:
+    folder, file = write_classifier_bundle(tmp_path / "bundle"), tmp_path / "bundle.zip"
+
+    packed = RUNNER.invoke(bundle_app, ["pack", str(folder), str(file)])
+
+    assert packed.exit_code == 0
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in packed.stdout
+    for command, tail in (("check", "so does the golden image"), ("show", ""), ("diff", "")):
+        both = [str(folder)] if command == "diff" else []
+        done = RUNNER.invoke(bundle_app, [command, *both, str(file)])
+        assert done.exit_code == 0, done.output
+        assert tail in done.stdout
+    assert "it is the same bundle" in done.stdout
+
+
+def test_a_zip_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    folder = write_small_bundle(tmp_path / "bundle")
+
+    done = RUNNER.invoke(bundle_app, ["pack", str(folder), str(tmp_path / "not" / "there.zip")])
+
+    assert isinstance(done.exception, FractureSweepError)
+    assert "cannot be written: No such file or directory" in str(done.exception)

@@ -10,7 +10,8 @@ import pytest
 from services.fusion_classifier.service import build, classify
 from services.fusion_classifier.settings import FusionClassifierSettings
 from shared.fracture import keys
-from shared.fracture.bundle import Bundle, BundleError, load_bundle
+from shared.fracture.bundle import Bundle, load_bundle
+from shared.fracture.bundle_files import BundleError
 from shared.fracture.features import FeatureVector
 from shared.fracture.ids import digest
 from shared.fracture.messages import CaseNotEvaluated, Fact, FeaturesExtracted, FractureClassified

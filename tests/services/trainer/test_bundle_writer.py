@@ -22,7 +22,6 @@ from services.trainer.results import GridPoint
 from services.trainer.selection import standardisation
 from services.trainer.settings import CLASSIFIERS, ClassifierName
 from shared.fracture.bundle import (
-    BundleError,
     Golden,
     LinearModel,
     Models,
@@ -32,6 +31,7 @@ from shared.fracture.bundle import (
     Training,
     load_bundle,
 )
+from shared.fracture.bundle_files import BundleError
 from shared.fracture.features import FeatureVector, dtl_names
 from shared.fracture.protocol import CropProtocol
 from shared.fracture.scoring import Classification, score

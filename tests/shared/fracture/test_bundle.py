@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import stat
+import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +17,6 @@ import pytest
 
 from shared.fracture.bundle import (
     REQUIRED_FILES,
-    BundleError,
     LinearModel,
     Manifest,
     Models,
@@ -21,6 +26,7 @@ from shared.fracture.bundle import (
     manifest_bytes,
     manifest_digest,
 )
+from shared.fracture.bundle_files import BundleError
 from shared.fracture.features import dtl_names
 from tests.fixtures.small_bundle import (
     custom_network,
@@ -218,6 +224,96 @@ def test_a_folder_that_is_no_bundle_is_said_to_be_none(tmp_path: Path) -> None:
         load_bundle(tmp_path)
     with pytest.raises(BundleError, match="there is no bundle folder"):
         load_bundle(tmp_path / "nothing")
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(BundleError, match="is no zip that can be read"):
+        load_bundle(tmp_path / "text.zip")
+
+
+def test_a_zip_is_the_same_bundle_and_always_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(folder)
+    first, second, third = (tmp_path / f"{name}.zip" for name in ("first", "second", "third"))
+    bundle.pack(first)
+    for file in folder.iterdir():
+        os.utime(file, (1, 1))
+    bundle.pack(second)
+
+    packed = load_bundle(first)
+    packed.pack(third)
+
+    assert first.read_bytes() == second.read_bytes() == third.read_bytes()
+    assert (packed.manifest, packed.metrics, packed.golden) == (bundle.manifest, bundle.metrics, bundle.golden)
+    assert packed.network_bytes() == bundle.network_bytes()
+    with zipfile.ZipFile(first) as archive:
+        assert archive.namelist() == sorted(["manifest.json", *bundle.manifest.files])
+
+
+def zipped(folder: Path, path: Path, **changes: Callable[[zipfile.ZipFile, Path], None]) -> Path:
+    """A zip of a bundle's files, each written by its change where there is one."""
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+        warnings.simplefilter("ignore")  # of names that stand twice
+        for file in sorted(folder.iterdir()):
+            changes.get(file.stem, lambda into, one: into.write(one, one.name))(archive, file)
+    return path
+
+
+def as_link(archive: zipfile.ZipFile, file: Path) -> None:
+    entry = zipfile.ZipInfo(file.name)
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    archive.writestr(entry, "/etc/passwd")
+
+
+def twice(archive: zipfile.ZipFile, file: Path) -> None:
+    archive.write(file, file.name)
+    archive.write(file, file.name)
+
+
+def below(archive: zipfile.ZipFile, file: Path) -> None:
+    archive.write(file, f"../{file.name}")
+
+
+def bomb(archive: zipfile.ZipFile, file: Path) -> None:
+    archive.writestr(file.name, b"0" * 50_000_000, compress_type=zipfile.ZIP_DEFLATED)
+
+
+def left_out(archive: zipfile.ZipFile, file: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (as_link, "is a link"),
+        (twice, "holds a name twice"),
+        (below, "does not list: ../MODEL_CARD.md"),
+        (bomb, "has 50000000 bytes where the manifest says"),
+        (left_out, "the bundle lacks MODEL_CARD.md"),
+    ],
+)
+def test_a_zip_that_is_not_what_its_manifest_says_is_refused(
+    change: Callable[[zipfile.ZipFile, Path], None], sentence: str, folder: Path, tmp_path: Path
+) -> None:
+    path = zipped(folder, tmp_path / "bundle.zip", MODEL_CARD=change)
+
+    with pytest.raises(BundleError, match=re.escape(sentence)):
+        load_bundle(path)
+
+
+def test_a_changed_byte_of_a_zip_refuses_to_load(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bundle.zip"
+    load_bundle(folder).pack(path)
+    data = path.read_bytes()
+    entries = zipfile.ZipFile(path).infolist()
+    for entry in entries:
+        for place in (entry.header_offset, entry.header_offset + 30 + len(entry.filename), entry.header_offset + 27):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
+            with pytest.raises(BundleError):
+                load_bundle(path)
+    for length in range(0, len(data), 997):
+        path.write_bytes(data[:length])
+
+        with pytest.raises(BundleError):
+            load_bundle(path)
 
 
 def test_the_networks_bytes_are_verified_again_when_read(folder: Path) -> None:

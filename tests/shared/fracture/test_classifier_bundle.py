@@ -16,7 +16,6 @@ from onnx import helper
 from shared.fracture import bundle as bundle_module
 from shared.fracture.bundle import (
     Bundle,
-    BundleError,
     Conformal,
     Golden,
     Models,
@@ -29,6 +28,7 @@ from shared.fracture.bundle import (
     manifest_digest,
     model_bytes,
 )
+from shared.fracture.bundle_files import BundleError
 from shared.fracture.classifiers import ClassifierUnusable
 from shared.fracture.scoring import INDETERMINATE_FLAG, Classification, score
 from tests.fixtures.small_bundle import (
@@ -309,7 +309,8 @@ def test_without_onnxruntime_a_bundle_loads_and_says_what_it_needs_to_run(folder
 import sys
 sys.modules["onnxruntime"] = None
 from pathlib import Path
-from shared.fracture.bundle import BundleError, load_bundle
+from shared.fracture.bundle import load_bundle
+from shared.fracture.bundle_files import BundleError
 bundle = load_bundle(Path(sys.argv[1]))
 try:
     bundle.running()
