@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from services.trainer.classifiers import Fitted, fit_platt, fitted, search
 from services.trainer.cohort_table import TooSmall
-from services.trainer.nomogram_fitting import fit_nomogram
+from services.trainer.nomogram_fitting import FittedNomogram, fit_nomogram
 from services.trainer.results import MODEL_OF_BRANCH, Branch, GridPoint, ModelName
 from services.trainer.selection import Columns, Labels, Matrix, Selected, patient_folds, select, standardisation
 from services.trainer.settings import TrainingSettings
@@ -267,6 +267,7 @@ class FourModels:
     classifiers: Mapping[Branch, Fitted]
     platt: Mapping[Branch, Platt]
     nomogram: NomogramModel
+    nomogram_notes: tuple[str, ...]
     in_sample: Mapping[ModelName, Matrix]
     out_of_fold: Mapping[ModelName, Matrix]
     fold_score: Mapping[Branch, Matrix]
@@ -329,7 +330,8 @@ def _fit_four_models(
             progress(done, len(folds))
     platt = {branch: fit_platt(raw[branch], rows.acute) for branch in BRANCHES}
     classifiers = {b: fitted(winners[b], z[b], rows.acute, seed=settings.seed) for b in BRANCHES}
-    nomogram = _nomogram(rows, linear["fusion"])
+    whole_nomogram = _nomogram(rows, linear["fusion"])
+    nomogram = whole_nomogram.model
     held = {MODEL_OF_BRANCH[b]: _platt_out_of_fold(raw[b], rows.acute, folds) for b in BRANCHES}
     held["dlrn"] = _nomogram_out_of_fold(rows, linear["fusion"], folds)
     inside = {MODEL_OF_BRANCH[b]: calibrated(platt[b], classifiers[b].score(z[b])) for b in BRANCHES}
@@ -344,6 +346,7 @@ def _fit_four_models(
         classifiers=classifiers,
         platt=platt,
         nomogram=nomogram,
+        nomogram_notes=whole_nomogram.notes,
         in_sample=inside,
         out_of_fold=held,
         fold_score=linear,
@@ -382,7 +385,7 @@ def _searched(
     return search(z[branch], acute, patient, settings.classifiers, settings.seed)
 
 
-def _nomogram(rows: Rows, score: Matrix) -> NomogramModel:
+def _nomogram(rows: Rows, score: Matrix) -> FittedNomogram:
     try:
         return fit_nomogram(acute=rows.acute, age=rows.age, male=rows.male, score=score)
     except ValueError as error:
@@ -406,6 +409,6 @@ def _nomogram_out_of_fold(
 ) -> Matrix:
     found = np.full(len(rows), np.nan)
     for others, left_out in folds:
-        model = _nomogram(rows.part(others), score[others])
+        model = _nomogram(rows.part(others), score[others]).model
         found[left_out] = nomogram_probability(model, rows.part(left_out), score[left_out])
     return found

@@ -566,6 +566,7 @@ def _warnings(
                 f"{LABELS[MODEL_OF_BRANCH[branch]]}: out of fold it is no better than chance, and its calibration "
                 "turned its scores around. Do not use its probability."
             )
+    said += four.nomogram_notes
     for one in optimism:
         if one.flatters:
             said.append(
