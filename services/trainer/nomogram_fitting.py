@@ -18,7 +18,7 @@ from shared.fracture.nomogram import NomogramModel
 
 _STEPS: Final = 100
 _FIRTH_STEPS: Final = 500
-_LARGEST_STEP: Final = 5.0
+_LEAST_SIZE: Final = 1e-10
 SEPARATED: Final = (
     "Age, sex and fusion score tell the training classes apart without an error. The nomogram was fitted with Firth's "
     "penalised likelihood, since the plain one has no maximum; look whether the score is out-of-fold at all."
@@ -65,9 +65,11 @@ def fit_firth(values: NDArray[np.float64], outcome: NDArray[np.int64]) -> NDArra
         root = design.x * np.sqrt(probability * (1 - probability))[:, None]
         hat = np.einsum("ij,ji->i", root, np.linalg.solve(information, root.T))
         step = np.linalg.solve(information, gradient + design.x.T @ (hat * (0.5 - probability)))
-        largest = float(np.abs(step).max())
-        beta = beta + step * min(1.0, _LARGEST_STEP / max(largest, 1e-300))
-        if largest < 1e-10:
+        size, before = 1.0, design.penalised(beta, outcome)
+        while size > _LEAST_SIZE and design.penalised(beta + size * step, outcome) < before:
+            size /= 2
+        beta = beta + size * step
+        if np.abs(size * step).max() < 1e-9:
             return design.unscaled(beta)
     raise ValueError("the penalised regression does not converge")
 
@@ -96,6 +98,12 @@ class _Design:
         probability = 1 / (1 + np.exp(-np.clip(self.x @ beta, -30, 30)))
         weight = np.maximum(probability * (1 - probability), 1e-12)
         return probability, self.x.T @ (outcome - probability), (self.x * weight[:, None]).T @ self.x
+
+    def penalised(self, beta: NDArray[np.float64], outcome: NDArray[np.int64]) -> float:
+        """The logarithm of Firth's penalised likelihood."""
+        linear = self.x @ beta
+        _, _, information = self.likelihood(beta, outcome)
+        return float((outcome * linear - np.logaddexp(0.0, linear)).sum() + 0.5 * np.linalg.slogdet(information)[1])
 
     def unscaled(self, beta: NDArray[np.float64]) -> NDArray[np.float64]:
         """Intercept and coefficients for the columns as they came."""

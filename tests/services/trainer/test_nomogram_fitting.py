@@ -53,6 +53,19 @@ def test_firth_s_answer_is_the_maximum_of_the_penalised_likelihood(drawn: object
     assert found == pytest.approx([best.x[0] - slopes @ values.mean(axis=0), *slopes], abs=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_firth_has_an_answer_for_few_cases_that_are_far_apart(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    outcome = rng.permutation(np.arange(16 + seed % 9) % 2)
+    score = (2 * outcome - 1) * rng.uniform(1, 1 + seed, len(outcome))
+    values = np.column_stack([rng.normal(70, 9, len(outcome)), score, rng.permutation(np.arange(len(outcome)) < 3)])
+
+    found = fit_firth(values.astype(np.float64), outcome)
+
+    assert np.isfinite(found).all()
+    assert found[2] > 0
+
+
 def test_classes_that_are_apart_have_a_nomogram_and_it_says_so() -> None:
     values, outcome = apart(3)
     with pytest.raises(SeparatedError):
