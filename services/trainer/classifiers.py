@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
@@ -32,6 +31,7 @@ from services.trainer.classifier_graphs import (
     neighbours_graph,
     not_above,
 )
+from services.trainer.folds import Folds, patients_by_class, stratified_folds
 from services.trainer.results import GridPoint
 from services.trainer.settings import CLASSIFIERS, ClassifierName, ClassifierSettings
 from shared.fracture.bundle import Platt
@@ -362,7 +362,7 @@ def search(
     equal points the first counts, that is, the simpler classifier (the order of CLASSIFIERS). FractureSweepError where
     there are too few patients.
     """
-    folds = _folds(z, acute, patient, count=settings.folds, seed=seed)
+    folds = _folds(acute, patient, count=settings.folds, seed=seed)
     least = min(len(train) for train, _ in folds)
     asked = [
         (name, parameters)
@@ -392,20 +392,17 @@ def search(
     return tuple(points), max(points, key=lambda point: round(point.auc_mean, 12))
 
 
-def _folds(
-    z: Matrix, acute: Labels, patient: NDArray[np.int64], *, count: int, seed: int
-) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def _folds(acute: Labels, patient: NDArray[np.int64], *, count: int, seed: int) -> Folds:
     """Folds of patients, those left out that lack a class on either side."""
-    having = [len(np.unique(patient[acute == label])) for label in (1, 0)]
+    having = patients_by_class(patient, acute)
     if min(having) < count:
         raise FractureSweepError(
             f"the search among classifiers needs at least {count} training patients with an acute and {count} with a "
             f"chronic fracture for its {count} folds; there are {having[0]} and {having[1]}"
         )
-    splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
     folds = [
         (train, test)
-        for train, test in splitter.split(z, acute, groups=patient)
+        for train, test in stratified_folds(patient, acute, count, seed=seed)
         if len(np.unique(acute[train])) == len(np.unique(acute[test])) == 2
     ]
     if not folds:

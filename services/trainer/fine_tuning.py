@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 
 from services.trainer.augmentation import augmented
+from services.trainer.folds import Integers, fold_numbers, patients_by_class
 from services.trainer.network import Architecture, exported, feature_count, network_of
 from services.trainer.results import Epoch
 from services.trainer.settings import NetworkSettings
@@ -56,7 +56,6 @@ _NOT_IN_THE_FIT: Final = {
 }  # fmt: skip
 
 Images = NDArray[np.float32]
-Integers = NDArray[np.int64]
 Features = Callable[[bytes, Images], NDArray[np.float64]]
 """ONNX bytes and pictures (n, size, size) to features (n, features), as the deep extractor computes them."""
 Progress = Callable[[int, int], None]
@@ -119,18 +118,9 @@ def class_weights(acute: Integers) -> tuple[float, float]:
     return float(len(acute) / (2 * (acute == 0).sum())), float(len(acute) / (2 * (acute == 1).sum()))
 
 
-def patient_folds(patient: Integers, acute: Integers, *, folds: int, seed: int) -> Integers:
-    """The fold, 1 to `folds`, of each row: whole patients, the classes spread evenly."""
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    found = np.zeros(len(acute), dtype=np.int64)
-    for number, (_, held) in enumerate(splitter.split(np.zeros(len(acute)), acute, groups=patient), start=1):
-        found[held] = number
-    return found
-
-
 def _least_patients(patient: Integers, acute: Integers) -> tuple[int, str]:
     """How many patients the rarer class has, and both counts in words."""
-    have = [len(np.unique(patient[acute == kind])) for kind in (1, 0)]
+    have = patients_by_class(patient, acute)
     return min(have), f"there are {have[0]} with acute and {have[1]} with chronic fractures"
 
 
@@ -139,7 +129,7 @@ def inner_fold(patient: Integers, acute: Integers, *, seed: int) -> NDArray[np.b
     least, words = _least_patients(patient, acute)
     if least >= 2:
         count = min(INNER_FOLDS, least)
-        fold = patient_folds(patient, acute, folds=count, seed=seed)
+        fold = fold_numbers(patient, acute, count, seed=seed)
         for number in range(1, count + 1):
             inner: NDArray[np.bool_] = fold == number
             if all(len(np.unique(acute[side])) == 2 for side in (inner, ~inner)):
@@ -455,7 +445,7 @@ def crossfit(
                 f"crossfit needs {settings.crossfit_folds} patients of each class, one for a fold; {words}: "
                 "set network.crossfit_folds lower, network.mode to frozen, or give more patients"
             )
-        fold = patient_folds(patient, acute, folds=settings.crossfit_folds, seed=seed)
+        fold = fold_numbers(patient, acute, settings.crossfit_folds, seed=seed)
     if any(len(np.unique(fold[patient == one])) > 1 for one in np.unique(patient)):
         raise ValueError("a patient lies in two folds")
     numbers = np.unique(fold)

@@ -19,14 +19,14 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 from services.trainer.classifiers import Fitted, fit_platt, fitted, search
 from services.trainer.cohort_table import TooSmall
+from services.trainer.folds import Folds, patient_folds, patients_by_class, stratified_folds
 from services.trainer.nomogram_fitting import FittedNomogram, fit_nomogram
 from services.trainer.results import MODEL_OF_BRANCH, Branch, GridPoint, ModelName
-from services.trainer.selection import Columns, Labels, Matrix, Selected, patient_folds, select, standardisation
+from services.trainer.selection import Columns, Labels, Matrix, Selected, select, standardisation
 from services.trainer.settings import TrainingSettings
 from services.trainer.statistics import youden_threshold
 from shared.fracture.bundle import LinearModel, Pca, Platt
@@ -246,15 +246,13 @@ def fold_scores(
     return FoldScores(rows=left_out, linear=one.scores(z_out), raw=raw)
 
 
-def outer_folds(rows: Rows, folds: int, *, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def outer_folds(rows: Rows, folds: int, *, seed: int) -> Folds:
     """Folds of whole patients with both classes in each; TooSmall where they cannot be had."""
     step = "out-of-fold scores"
-    for name, value in (("acute", 1), ("chronic", 0)):
-        there = len(np.unique(rows.patient[rows.acute == value]))
+    for name, there in zip(("acute", "chronic"), patients_by_class(rows.patient, rows.acute), strict=True):
         if there < folds:
             raise TooSmall(step, needs=f"{folds} patients with {name} fractures, one a fold", has=f"{there}")
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    return list(splitter.split(rows.dtl, rows.acute, groups=rows.patient))
+    return stratified_folds(rows.patient, rows.acute, folds, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -394,9 +392,7 @@ def _nomogram(rows: Rows, score: Matrix) -> FittedNomogram:
         ) from error
 
 
-def _platt_out_of_fold(
-    raw: Matrix, acute: Labels, folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
-) -> Matrix:
+def _platt_out_of_fold(raw: Matrix, acute: Labels, folds: Folds) -> Matrix:
     """Probabilities whose calibration, too, was fitted without the rows of the fold."""
     found = np.full(len(raw), np.nan)
     for others, left_out in folds:
@@ -404,9 +400,7 @@ def _platt_out_of_fold(
     return found
 
 
-def _nomogram_out_of_fold(
-    rows: Rows, score: Matrix, folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
-) -> Matrix:
+def _nomogram_out_of_fold(rows: Rows, score: Matrix, folds: Folds) -> Matrix:
     found = np.full(len(rows), np.nan)
     for others, left_out in folds:
         model = _nomogram(rows.part(others), score[others]).model

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso, LassoCV, LogisticRegression, lasso_path
-from sklearn.model_selection import GroupKFold
 
 from services.trainer.cohort_table import TooSmall
+from services.trainer.folds import Folds, patient_folds
 from services.trainer.results import Branch, Correlations, LassoPath, Selection
 from services.trainer.settings import SelectionSettings
 
@@ -106,16 +106,6 @@ def alphas_of(settings: SelectionSettings) -> Matrix:
     return np.logspace(low, high, count)[::-1]
 
 
-def patient_folds(
-    patient: NDArray[np.int64], folds: int, *, step: str
-) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Folds of whole patients; TooSmall where there are fewer patients than folds."""
-    there = len(np.unique(patient))
-    if there < folds:
-        raise TooSmall(step, needs=f"{folds} patients, one a fold", has=f"{there}")
-    return list(GroupKFold(n_splits=folds).split(patient, groups=patient))
-
-
 def fit_lasso(
     z: Matrix, names: Sequence[str], acute: Labels, patient: NDArray[np.int64], settings: SelectionSettings
 ) -> LassoFit:
@@ -154,10 +144,9 @@ def fit_lasso(
 
 _Fitted = Callable[[int], tuple[Matrix, float]]
 """Coefficients and intercept on all rows at the alpha of this place."""
-_Splits = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
 
 
-def _gaussian(z: Matrix, acute: Labels, splits: _Splits, alphas: Matrix) -> tuple[Matrix, _Fitted]:
+def _gaussian(z: Matrix, acute: Labels, splits: Folds, alphas: Matrix) -> tuple[Matrix, _Fitted]:
     target = acute.astype(np.float64)
     model = LassoCV(alphas=alphas, cv=splits, max_iter=20_000, tol=1e-4, precompute=True).fit(z, target)
 
@@ -178,7 +167,7 @@ def _at_alpha(z: Matrix, acute: Labels, alpha: float) -> LogisticRegression:
         return model.fit(z, acute)
 
 
-def _logistic_l1(z: Matrix, acute: Labels, splits: _Splits, alphas: Matrix) -> tuple[Matrix, _Fitted]:
+def _logistic_l1(z: Matrix, acute: Labels, splits: Folds, alphas: Matrix) -> tuple[Matrix, _Fitted]:
     errors = np.empty((len(alphas), len(splits)))
     for fold, (train, test) in enumerate(splits):
         sign = np.where(acute[test] == 1, -1.0, 1.0)

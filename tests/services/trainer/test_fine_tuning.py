@@ -18,9 +18,9 @@ from services.trainer.fine_tuning import (
     crossfit,
     fit_network,
     inner_fold,
-    patient_folds,
     rates,
 )
+from services.trainer.folds import fold_numbers
 from services.trainer.network import exported, random_network
 from services.trainer.settings import NetworkSettings
 from shared.pipeline.errors import FractureSweepError
@@ -280,7 +280,7 @@ def test_an_inner_fold_is_of_whole_patients_with_both_classes_on_both_sides(labe
 @pytest.fixture
 def folded() -> tuple[Arrays, np.ndarray]:
     cohort = _cohort(7)
-    return cohort, patient_folds(cohort[2], cohort[1], folds=2, seed=1)
+    return cohort, fold_numbers(cohort[2], cohort[1], 2, seed=1)
 
 
 def test_no_logit_comes_from_a_network_that_saw_the_patient(folded: tuple[Arrays, np.ndarray], tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_crossfit_tells_all_curves_and_goes_on_where_it_was_interrupted(
 def test_folds_are_of_whole_patients_and_none_is_empty(patients: int, folds: int, seed: int) -> None:
     _, acute, patient = _cohort(patients)
 
-    fold = patient_folds(patient, acute, folds=folds, seed=seed)
+    fold = fold_numbers(patient, acute, folds, seed=seed)
 
     assert set(fold) == set(range(1, folds + 1))
     assert all(len(set(fold[patient == one])) == 1 for one in set(patient))
