@@ -16,7 +16,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from services.cohort import Cohort, cohort_table, deep_features, extraction_of, extraction_of_bundle
+from services.cohort.assembly import Cohort
+from services.cohort.deep import deep_features
+from services.cohort.protocols import extraction_of, extraction_of_bundle
+from services.cohort.table import cohort_table
 from services.settings import Settings
 from services.trainer.evaluation import evaluation
 from services.trainer.results import LABELS, Evaluation, Optimism, RandomNetwork, RunResult

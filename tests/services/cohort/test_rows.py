@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from services.cohort_rows import CohortImage, PairJudge, images_of, read_rows_with_files
+from services.cohort.rows import CohortImage, PairJudge, images_of, read_rows_with_files
 from services.dicom_ingest import pairs_csv
 from services.trainer import cohort_file
 from services.trainer.cohort_file import CohortError, parse_cohort

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import services.cohort as wiring
-from services.cohort import Cohort, cohort_table, deep_features, extraction_of, extraction_of_bundle, group_of
+from services.cohort.assembly import GUARDS, READ, Cohort, group_of
+from services.cohort.deep import deep_features
+from services.cohort.image_pass import ImagePass
+from services.cohort.protocols import extraction_of, extraction_of_bundle
+from services.cohort.table import cohort_table
 from services.composition import bundle_of, pseudonyms_of, restricted
 from services.settings import Settings
 from services.trainer.cohort_file import CohortError
@@ -114,9 +117,9 @@ def test_a_refused_row_costs_only_itself_and_stands_in_the_flow(folder: Path, tm
     reasons = {one.line: (one.step, one.reason) for one in found.left_out}
     assert found.table.patient.tolist() == [0, 2, 3, 4, 2]
     assert set(reasons) == {3, 7, 8}
-    assert reasons[3] == (wiring.GUARDS, "the mask touches the border of the scan: the vertebra may be cut off")
-    assert reasons[7][0] == wiring.READ
-    assert reasons[8] == (wiring.READ, "the mask does not hold the level of the row")
+    assert reasons[3] == (GUARDS, "the mask touches the border of the scan: the vertebra may be cut off")
+    assert reasons[7][0] == READ
+    assert reasons[8] == (READ, "the mask does not hold the level of the row")
     rows, read, guards, *_ = found.flow
     assert (rows.cases, read.cases, guards.cases) == (8, 6, 5)
     assert guards.left_out == {"the mask touches the border of the scan: the vertebra may be cut off": 1}
@@ -139,7 +142,7 @@ def test_a_run_again_reads_and_computes_nothing(folder: Path, tmp_path: Path, mo
     store = restricted(FolderStore(tmp_path / "store"), app_settings())
     first = run(csv, tmp_path / "out", store=store)
     before = written(store, "")
-    monkeypatch.setattr(wiring._Run, "_taken", None)
+    monkeypatch.setattr(ImagePass, "_taken", None)
 
     again = run(csv, tmp_path / "out", store=store)
 
@@ -167,7 +170,7 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(
 ) -> None:
     csv = write_cohort(folder, [row(number) for number in range(PATIENTS)])
     store = restricted(FolderStore(tmp_path / "store"), app_settings())
-    taken = wiring._Run._taken
+    taken = ImagePass._taken
     calls: list[int] = []
 
     def until_the_third(self: Any, image: Any, *rest: Any, **more: Any) -> Any:
@@ -176,7 +179,7 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(
             raise KeyboardInterrupt
         return taken(self, image, *rest, **more)
 
-    monkeypatch.setattr(wiring._Run, "_taken", until_the_third)
+    monkeypatch.setattr(ImagePass, "_taken", until_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(csv, tmp_path / "out", store=store)
     before = written(store, "features/", "volumes/")
@@ -196,7 +199,7 @@ def test_other_features_are_extracted_from_the_crops_that_are_there(
     store = restricted(FolderStore(tmp_path / "store"), app_settings())
     run(csv, tmp_path / "out", store=store)
     before = written(store, "cases/", "volumes/")
-    monkeypatch.setattr(wiring._Run, "_taken", None)
+    monkeypatch.setattr(ImagePass, "_taken", None)
 
     found = run(csv, tmp_path / "out", store=store, hcr={"image_types": ["Original", "LoG:3"]})
 
