@@ -106,11 +106,23 @@ class LassoPath(_Frozen):
     intercept: float
 
 
+class SelectionStep(_Frozen):
+    """A step of a selection, and the features that it left."""
+
+    step: str
+    features: tuple[str, ...]
+
+    @property
+    def left(self) -> int:
+        """How many it left."""
+        return len(self.features)
+
+
 class Selection(_Frozen):
-    """What one branch was cut down to. `steps`: (step, features left), the first is all that there were."""
+    """What one branch was cut down to. The first of the `steps` holds all that there were."""
 
     branch: Branch
-    steps: tuple[tuple[str, int], ...]
+    steps: tuple[SelectionStep, ...]
     correlations: Correlations | None
     """Among those that went into the LASSO (at most 60 of them), for the drawing."""
     lasso: LassoPath

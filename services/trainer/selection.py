@@ -19,7 +19,7 @@ from sklearn.linear_model import Lasso, LassoCV, LogisticRegression, lasso_path
 
 from services.trainer.cohort_table import TooSmall
 from services.trainer.folds import Folds, patient_folds
-from services.trainer.results import Branch, Correlations, LassoPath, Selection
+from services.trainer.results import Branch, Correlations, LassoPath, Selection, SelectionStep
 from services.trainer.settings import SelectionSettings
 
 Matrix = NDArray[np.float64]
@@ -246,7 +246,7 @@ class Selected:
     """What one branch was cut down to, with the LASSO that did it; `steps` as in results.Selection."""
 
     branch: Branch
-    steps: tuple[tuple[str, int], ...]
+    steps: tuple[SelectionStep, ...]
     into_lasso: tuple[str, ...]
     lasso: LassoFit
     names: tuple[str, ...]
@@ -257,21 +257,25 @@ def select(
 ) -> Selected:
     """One branch's selection on training rows: constant, Spearman (hcr), LASSO, and `paper`'s step after it (hcr)."""
     start = Columns(names=tuple(sorted(columns.names)), values=columns.of(sorted(columns.names)))
-    steps = [("all", len(start.names))]
+    steps = [SelectionStep(step="all", features=start.names)]
+
+    def left(step: str, features: tuple[str, ...]) -> None:
+        steps.append(SelectionStep(step=step, features=features))
+
     names = varying(start.values, start.names)
     if not names:
         raise TooSmall(f"selection ({branch})", needs="a feature that is not constant", has="none")
-    steps.append(("not constant", len(names)))
+    left("not constant", names)
     if branch == "hcr":
         names = spearman_filter(start.of(names), names, limit=settings.spearman_limit)
-        steps.append(("Spearman", len(names)))
+        left("Spearman", names)
     mean, deviation = standardisation(start.of(names))
     fit = fit_lasso((start.of(names) - mean) / deviation, names, acute, patient, settings)
     kept = fit.kept
-    steps.append(("LASSO", len(kept)))
+    left("LASSO", kept)
     if branch == "hcr" and settings.post_lasso_spearman is not None:
         kept = without_correlated(start.of(kept), kept, fit.coefficient, limit=settings.post_lasso_spearman)
-        steps.append((f"Spearman {settings.post_lasso_spearman:g} after LASSO", len(kept)))
+        left(f"Spearman {settings.post_lasso_spearman:g} after LASSO", kept)
     return Selected(branch=branch, steps=tuple(steps), into_lasso=names, lasso=fit, names=kept)
 
 
@@ -283,7 +287,7 @@ def recorded(
     settings: SelectionSettings,
     *,
     seed: int,
-    before: Sequence[tuple[str, int]] = (),
+    before: Sequence[SelectionStep] = (),
 ) -> Selection:
     """A selection with its path, correlations and stability, for the report. `before`: the steps that came first."""
     values = columns.of(selected.into_lasso)

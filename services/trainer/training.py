@@ -51,6 +51,7 @@ from services.trainer.results import (
     RunResult,
     Scored,
     Selection,
+    SelectionStep,
 )
 from services.trainer.selection import Columns, Matrix, recorded
 from services.trainer.settings import TrainingSettings
@@ -211,7 +212,7 @@ def train(
             processes=processes,
         )
         clock.end("random network beside it")
-    selections = _selections(rows, four, settings, kept, features=len(table.hcr_names))
+    selections = _selections(rows, four, settings, kept)
     clock.end("paths and stability")
     classifiers = {branch: to_onnx(four.classifiers[branch], four.classifiers[branch].width) for branch in BRANCHES}
     z = four.cut.columns(rows)
@@ -318,13 +319,14 @@ def rows_of(table: CohortTable, kept: Repeatability, dtl: Matrix, *, logit: Matr
     )
 
 
-def _selections(
-    rows: Rows, four: FourModels, settings: TrainingSettings, kept: Repeatability, *, features: int
-) -> tuple[Selection, ...]:
+def _selections(rows: Rows, four: FourModels, settings: TrainingSettings, kept: Repeatability) -> tuple[Selection, ...]:
     together = four.cut.together(rows)
+    of_hcr = (
+        SelectionStep(step="all", features=kept.features),
+        SelectionStep(step="repeatable", features=kept.kept),
+    )
     found = []
     for branch in BRANCHES:
-        before = (("all", features), ("repeatable", len(kept.kept))) if branch == "hcr" else ()
         found.append(
             recorded(
                 four.cut.selected[branch],
@@ -333,7 +335,7 @@ def _selections(
                 rows.patient,
                 settings.selection,
                 seed=settings.seed,
-                before=before,
+                before=of_hcr if branch == "hcr" else (),
             )
         )
     return tuple(found)
@@ -458,7 +460,7 @@ def _metrics(
         "network": {"mode": run.mode, "architecture": run.architecture, "weights": run.weights},
         "repeatability": {"method": kept.method, "limit": kept.limit, "kept": len(kept.kept), "of": len(kept.features)},
         "selected": {selection.branch: len(selection.selected) for selection in selections},
-        "selection": {selection.branch: [list(step) for step in selection.steps] for selection in selections},
+        "selection": {selection.branch: [[one.step, one.left] for one in selection.steps] for selection in selections},
         "classifiers": {
             branch: {
                 "classifier": four.winners[branch].classifier,

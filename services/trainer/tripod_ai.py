@@ -221,7 +221,7 @@ def _method_answers(result: RunResult) -> dict[str, Answer]:
         f"{LABELS[MODEL_OF_BRANCH[each.branch]]}: {each.winner.classifier}" for each in result.classifiers
     )
     selection = "; ".join(
-        f"{each.branch.upper()}: " + " → ".join(f"{step} {left}" for step, left in each.steps)
+        f"{each.branch.upper()}: " + " → ".join(f"{one.step} {one.left}" for one in each.steps)
         for each in result.selections
     )
     sites = len({row.site for row in result.cohort})

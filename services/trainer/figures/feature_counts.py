@@ -10,17 +10,15 @@ from matplotlib.figure import Figure
 from services.trainer.figures.feature_names import CLASS_TITLES, DTL, feature_class
 from services.trainer.figures.figure_data import Cell, FigureData
 from services.trainer.figures.run_figure import RunFigure
-from services.trainer.figures.style import DTL_COLOUR, HCR_COLOUR, SOFT, new_figure
+from services.trainer.figures.style import DTL_COLOUR, HCR_COLOUR, new_figure
 from services.trainer.results import Branch, RunResult, Selection
 
 BRANCH_TITLES: Final[dict[Branch, str]] = {"hcr": "HCR", "dtl": "DTL", "fusion": "Fusion"}
-NOT_RECORDED: Final = "class not recorded"
-_LEAST_COEFFICIENT: Final = 1e-6
 
 
 def feature_counts(result: RunResult) -> RunFigure:
     """Figure: features by class at each step, for HCR, DTL and their fusion."""
-    rows = [row for selection in result.selections for row in _branch_rows(result, selection)]
+    rows = [row for selection in result.selections for row in _branch_rows(selection)]
     data = FigureData.of_rows(rows) if rows else FigureData(absent="the run selected no features")
     return RunFigure(
         name="feature-counts",
@@ -54,7 +52,7 @@ def draw_feature_counts(data: FigureData, *, phantom: bool) -> Figure:
                 range(len(kinds)),
                 counts,
                 height=0.72,
-                color=[DTL_COLOUR if kind == DTL else SOFT if kind == NOT_RECORDED else HCR_COLOUR for kind in kinds],
+                color=[DTL_COLOUR if kind == DTL else HCR_COLOUR for kind in kinds],
             )
             for place, count in enumerate(counts):
                 axes.annotate(
@@ -79,37 +77,15 @@ def draw_feature_counts(data: FigureData, *, phantom: bool) -> Figure:
     return figure
 
 
-def _branch_rows(result: RunResult, selection: Selection) -> list[dict[str, Cell]]:
-    stages = _stages(result, selection)
-    counted: list[tuple[str, dict[str, int]]] = []
-    place = 0
-    for step, left in selection.steps:
-        found = next((n for n in range(place, len(stages)) if len(stages[n]) == left), None)
-        if found is None:
-            kind = DTL if selection.branch == "dtl" else NOT_RECORDED
-            counted.append((step, {kind: left}))
-            continue
-        place = found
-        counted.append((step, _by_class(stages[found])))
-    seen = {kind for _, counts in counted for kind, number in counts.items() if number}
-    order = [kind for kind in (*CLASS_TITLES, NOT_RECORDED) if kind in seen]
+def _branch_rows(selection: Selection) -> list[dict[str, Cell]]:
+    counted = [(one.step, _by_class(one.features)) for one in selection.steps]
+    seen = {kind for _, counts in counted for kind in counts}
     return [
         {"branch": selection.branch, "step": step, "class": kind, "features": counts.get(kind, 0)}
         for step, counts in counted
-        for kind in order
+        for kind in CLASS_TITLES
+        if kind in seen
     ]
-
-
-def _stages(result: RunResult, selection: Selection) -> list[Sequence[str]]:
-    """The lists of features that a run records, from the longest on; a step is recognised by its count."""
-    path = selection.lasso
-    at_chosen = [
-        name
-        for name, value in zip(path.names, path.coefficients[path.chosen], strict=True)
-        if abs(value) > _LEAST_COEFFICIENT
-    ]
-    first = [result.repeatability.features, result.repeatability.kept] if selection.branch == "hcr" else []
-    return [*first, path.names, at_chosen, selection.selected]
 
 
 def _by_class(names: Sequence[str]) -> dict[str, int]:

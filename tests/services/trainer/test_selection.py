@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.trainer.cohort_table import TooSmall
+from services.trainer.results import SelectionStep
 from services.trainer.selection import (
     Columns,
     alphas_of,
@@ -77,8 +78,8 @@ def test_lasso_keeps_what_tells_the_classes_apart(family: str) -> None:
     selected = select("hcr", columns, acute, patient, QUICK.model_copy(update={"lasso": family}))
 
     assert {"f04", "f07"} & set(selected.names)
-    assert [step for step, _ in selected.steps] == ["all", "not constant", "Spearman", "LASSO"]
-    assert selected.steps[2][1] == 11  # of the two that are nearly equal one went
+    assert [one.step for one in selected.steps] == ["all", "not constant", "Spearman", "LASSO"]
+    assert selected.steps[2].left == 11  # of the two that are nearly equal one went
 
 
 def test_the_alpha_of_one_standard_error_is_not_smaller_and_keeps_no_more() -> None:
@@ -134,7 +135,7 @@ def test_the_paper_step_stands_among_the_steps() -> None:
 
     selected = select("hcr", columns, acute, patient, QUICK.model_copy(update={"post_lasso_spearman": 0.5}))
 
-    assert selected.steps[-1] == ("Spearman 0.5 after LASSO", len(selected.names))
+    assert selected.steps[-1] == SelectionStep(step="Spearman 0.5 after LASSO", features=selected.names)
 
 
 def test_the_recorded_path_ends_where_the_fit_does() -> None:

@@ -22,6 +22,7 @@ from services.trainer.results import (
     RunResult,
     Scored,
     Selection,
+    SelectionStep,
 )
 from services.trainer.settings import TrainingSettings
 from services.trainer.statistics import auc_delong, bootstrap_aucs, delong_test, holm
@@ -325,7 +326,7 @@ def _run(phantom: bool) -> RunResult:
         selections=(
             Selection(
                 branch="hcr",
-                steps=(("all", 1),),
+                steps=(SelectionStep(step="all", features=("a",)),),
                 correlations=Correlations(names=("a",), rho=((1.0,),)),
                 lasso=lasso,
                 selected=("a",),

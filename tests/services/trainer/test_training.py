@@ -151,7 +151,7 @@ def test_the_paper_preset_prints_its_optimism_beside_its_result(tmp_path: Path) 
     assert found.bundle.models.fusion.score_kind == "lasso"
     assert {one.model for one in found.result.optimism} == set(MODELS)
     assert all(one.held_out is not None for one in found.result.optimism)
-    assert any(step.startswith("Spearman 0.5") for step, _ in found.result.selections[0].steps)
+    assert any(one.step.startswith("Spearman 0.5") for one in found.result.selections[0].steps)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

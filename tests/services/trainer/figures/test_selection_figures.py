@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 
-from services.trainer.figures.feature_counts import NOT_RECORDED, feature_counts
+from services.trainer.figures.feature_counts import feature_counts
 from services.trainer.figures.feature_names import feature_class, feature_label
 from services.trainer.figures.icc_scatter import draw_icc_scatter, icc_scatter
 from services.trainer.figures.importance import draw_importance, importance
@@ -50,21 +50,11 @@ def test_features_are_counted_by_class_at_each_step() -> None:
         "gldm": 266,
     }
     for selection in RESULT.selections:
-        for step, left in selection.steps:
-            assert data.where(branch=selection.branch, step=step).numbers("features").sum() == left
+        for one in selection.steps:
+            assert data.where(branch=selection.branch, step=one.step).numbers("features").sum() == one.left
     last = data.where(branch="fusion", step="LASSO")
     expected = Counter(feature_class(name) for name in FUSION.selected)
     assert dict(zip(last.texts("class"), last.numbers("features"), strict=True)) == expected
-
-
-def test_a_step_whose_features_the_run_does_not_name_is_not_given_classes() -> None:
-    selection = HCR.model_copy(update={"steps": (("all", 1648), ("something new", 777), ("LASSO", 41))})
-
-    data = feature_counts(RESULT.model_copy(update={"selections": (selection,)})).data
-
-    step = data.where(step="something new")
-    assert step.where(**{"class": NOT_RECORDED}).numbers("features").tolist() == [777]
-    assert step.numbers("features").sum() == 777
 
 
 def test_a_feature_is_shown_as_kept_where_both_readings_are_at_the_limit() -> None:
