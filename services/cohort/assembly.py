@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,6 @@ from shared.fracture.sagittal import sagittal_image
 from shared.fracture.volume import mask_from_nrrd, volume_from_nrrd
 from shared.pipeline.errors import FractureSweepError
 from shared.records.archive import crop_files, find_record
-
-if TYPE_CHECKING:
-    pass
 
 _REPEATED: Final[Mapping[MaskColumn, Repeated]] = {"mask2": "intra", "mask3": "inter"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +23,6 @@ from shared.fracture.protocol import (
 )
 from shared.pipeline.errors import FractureSweepError, OverBudget, Reject, Retry
 from shared.pipeline.store import Store
-
-if TYPE_CHECKING:
-    pass
 
 
 def deep_features(

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pydantic import BaseModel
 
@@ -61,9 +61,6 @@ from shared.pipeline.store import Store
 from shared.pipeline.worker import Runs, Worker
 from shared.records.archive import find_record, read_record
 from shared.records.outcomes import record_dead_letter
-
-if TYPE_CHECKING:
-    pass
 
 COHORT: Final = "cohort"
 """The queue in which the ends of cases are counted."""

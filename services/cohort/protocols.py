@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from services.trainer.settings import HcrSettings, TrainingSettings
 from shared.fracture.bundle import Bundle
@@ -18,9 +18,6 @@ from shared.fracture.protocol import (
     preset_crop,
 )
 from shared.pipeline.errors import FractureSweepError
-
-if TYPE_CHECKING:
-    pass
 
 NO_NETWORK: Final = digest({"dtl": "no network is known yet"})
 """In the place of a dtl_hash while a network is still to be fitted."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from services.cohort.assembly import Assembly, Cohort
 from services.cohort.image_pass import INDEX_FOLDER, ImagePass
@@ -21,13 +20,10 @@ from services.composition import claim
 from services.settings import Settings
 from services.trainer.cohort_file import CohortError, size_faults
 from services.trainer.settings import TrainingSettings
-from services.trainer.split import check_disjoint, held_out_rows
+from services.trainer.split import check_disjoint, held_out_of
 from shared.fracture.csv_rows import RowFault
 from shared.fracture.ids import Pseudonyms, sha256_hex
 from shared.pipeline.store import Store
-
-if TYPE_CHECKING:
-    pass
 
 
 def cohort_table(
@@ -60,14 +56,7 @@ def cohort_table(
     )
     if not fitting:
         return cohort
-    test = held_out_rows(
-        patient=cohort.table.patient,
-        acute=cohort.table.acute,
-        split=cohort.table.split,
-        site=cohort.table.site,
-        settings=settings.split,
-        seed=settings.seed,
-    )
+    test = held_out_of(cohort.table, settings)
     check_disjoint(test, cohort.groups)
     if cohort.left_out:
         faults = size_faults(

@@ -7,7 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from services.trainer.settings import SplitSettings
+from services.trainer.cohort_table import CohortTable
+from services.trainer.settings import SplitSettings, TrainingSettings
 from shared.pipeline.errors import FractureSweepError
 
 
@@ -61,6 +62,18 @@ def held_out_rows(
         test = np.array([name == settings.test_site for name in site], dtype=np.bool_)
     check_disjoint(test, {"patient": [int(number) for number in patient]})
     return test
+
+
+def held_out_of(table: CohortTable, settings: TrainingSettings) -> NDArray[np.bool_]:
+    """The same of a cohort's table."""
+    return held_out_rows(
+        patient=table.patient,
+        acute=table.acute,
+        split=table.split,
+        site=table.site,
+        settings=settings.split,
+        seed=settings.seed,
+    )
 
 
 def check_disjoint(test: NDArray[np.bool_], groups: Mapping[str, Sequence[Hashable]]) -> None:

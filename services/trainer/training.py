@@ -55,7 +55,7 @@ from services.trainer.results import (
 )
 from services.trainer.selection import Columns, Matrix, recorded
 from services.trainer.settings import TrainingSettings
-from services.trainer.split import held_out_rows
+from services.trainer.split import held_out_of
 from services.trainer.statistics import auc_delong
 from services.trainer.weights import Start
 from shared.fracture.bundle import (
@@ -159,14 +159,7 @@ def train(
     shown = progress or Silent()
     clock = _Clock()
     table = cohort.table
-    test = held_out_rows(
-        patient=table.patient,
-        acute=table.acute,
-        split=table.split,
-        site=table.site,
-        settings=settings.split,
-        seed=settings.seed,
-    )
+    test = held_out_of(table, settings)
     training = table.part(~test)
     _check_classes(training, "the training part")
     kept = repeatability(training, settings.repeatability)
