@@ -17,7 +17,17 @@ from typing import Final, Literal
 
 import numpy as np
 
-from services.trainer.results import LABELS, MODELS, Demographic, Evaluation, ModelName, PartName, RunResult, Scored
+from services.trainer.results import (
+    LABELS,
+    MODELS,
+    Demographic,
+    Evaluation,
+    ModelName,
+    PartName,
+    RandomNetwork,
+    RunResult,
+    Scored,
+)
 from services.trainer.statistics.auc import (
     AucBootstrap,
     auc_delong,
@@ -383,7 +393,14 @@ class _Missing:
         return tuple(f"{'; '.join(places)}: {reason}." for reason, places in self.reasons.items())
 
 
-def performance_table(scores: Sequence[Scored], *, resamples: int, seed: int, phantom: bool = False) -> Table:
+def performance_table(
+    scores: Sequence[Scored],
+    *,
+    resamples: int,
+    seed: int,
+    phantom: bool = False,
+    random_network: RandomNetwork | None = None,
+) -> Table:
     """Table 2: each model on training rows, out-of-fold and on the test set, at its frozen threshold.
 
     `resamples` and `seed` are those of the bootstrap over patients; with 0 resamples its column is empty.
@@ -411,6 +428,7 @@ def performance_table(scores: Sequence[Scored], *, resamples: int, seed: int, ph
         "F1 = 2 J / (1 + J). These take vertebrae as independent.",
         "Calibration: logit P(acute) = intercept + slope · logit(probability), Wald intervals; perfect is slope 1, "
         "intercept 0.",
+        *([] if random_network is None else [_beside(random_network)]),
         *missing.notes(),
     )
     return Table(
@@ -419,6 +437,14 @@ def performance_table(scores: Sequence[Scored], *, resamples: int, seed: int, ph
         header=_PERFORMANCE,
         rows=tuple(rows),
         notes=notes,
+    )
+
+
+def _beside(one: RandomNetwork) -> str:
+    held = "" if one.held_out is None else f", test {one.held_out:.3f}"
+    return (
+        f"{LABELS['dlr']} with a random network that was not fitted, for comparison: AUC out-of-fold "
+        f"{one.out_of_fold:.3f}{held}."
     )
 
 
@@ -558,7 +584,9 @@ def tables(run: RunResult) -> tuple[Table, ...]:
     resamples, seed = run.settings.statistics.bootstraps, run.settings.seed
     return (
         cohort_table(run.cohort, seed=seed, phantom=run.phantom),
-        performance_table(run.scores, resamples=resamples, seed=seed, phantom=run.phantom),
+        performance_table(
+            run.scores, resamples=resamples, seed=seed, phantom=run.phantom, random_network=run.random_network
+        ),
         comparison_table(run.scores, resamples=resamples, seed=seed, phantom=run.phantom),
     )
 

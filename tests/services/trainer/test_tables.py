@@ -18,6 +18,7 @@ from services.trainer.results import (
     ModelName,
     NetworkRun,
     PartName,
+    RandomNetwork,
     Repeatability,
     RunResult,
     Scored,
@@ -370,3 +371,13 @@ def test_a_run_gives_three_tables_and_the_same_ones_from_its_json() -> None:
 @pytest.mark.parametrize("phantom", [True, False])
 def test_tables_of_phantoms_say_so(phantom: bool) -> None:
     assert all(("PHANTOMS" in table.caption) == phantom for table in tables(_run(phantom)))
+
+
+def test_the_random_network_stands_below_the_table_of_the_models() -> None:
+    beside = RandomNetwork(out_of_fold=0.712, held_out=0.7)
+
+    with_it = tables(_run(phantom=True).model_copy(update={"random_network": beside}))[1]
+
+    note = "DLR with a random network that was not fitted, for comparison: AUC out-of-fold 0.712, test 0.700."
+    assert note in with_it.notes
+    assert note not in tables(_run(phantom=True))[1].notes
