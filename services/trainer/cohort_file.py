@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from services.trainer.conformal import least_cases
 from services.trainer.settings import TrainingSettings
 from services.trainer.split import SplitError, held_out_rows
 from shared.fracture.csv_rows import PAIR_COLUMNS, CsvRow, RowFault, read_rows
@@ -350,18 +351,22 @@ def size_faults(
             faults.append(RowFault(0, "", f"too few patients: {part} of the split has none"))
     training = [(who, one) for who, one, held in zip(patient, acute, test, strict=True) if not held]
     patients = len({who for who, _ in training})
-    needs = [
-        ("the LASSO's folds (selection.folds)", settings.selection.folds, patients),
-        ("the out-of-fold scores (classifiers.out_of_fold)", settings.classifiers.out_of_fold, patients),
+    needs = [("patients", "the LASSO's folds (selection.folds)", settings.selection.folds, patients)]
+    in_each_class = [
+        ("the classifiers' folds (classifiers.folds)", settings.classifiers.folds),
+        ("the out-of-fold scores (classifiers.out_of_fold)", settings.classifiers.out_of_fold),
     ]
-    for wanted, word in ((True, "acute"), (False, "chronic")):
-        step = f"the classifiers' folds (classifiers.folds) in {word} vertebrae"
-        needs.append((step, settings.classifiers.folds, len({who for who, one in training if one is wanted})))
     if settings.network.mode == "crossfit":
-        needs.append(("the network's folds (network.crossfit_folds)", settings.network.crossfit_folds, patients))
+        in_each_class.append(("the network's folds (network.crossfit_folds)", settings.network.crossfit_folds))
+    limits = least_cases(settings.classifiers.conformal_alpha)
+    for wanted, word in ((True, "acute"), (False, "chronic")):
+        of = [who for who, one in training if one is wanted]
+        needs += [(f"patients with {word} fractures", step, need, len(set(of))) for step, need in in_each_class]
+        what = "the limits of the prediction sets (classifiers.conformal_alpha)"
+        needs.append((f"{word} vertebrae", what, limits, len(of)))
     faults += [
-        RowFault(0, "", f"too few patients: {step} need {need}, the training part has {have}")
-        for step, need, have in needs
+        RowFault(0, "", f"too few {of}: {step} need {need}, the training part has {have}")
+        for of, step, need, have in needs
         if have < need
     ]
     return faults

@@ -22,7 +22,7 @@ from shared.fracture.csv_rows import CsvRow, RowFault
 
 FEW: dict[str, Any] = {
     "selection": {"folds": 2},
-    "classifiers": {"folds": 2, "out_of_fold": 2},
+    "classifiers": {"folds": 2, "out_of_fold": 2, "conformal_alpha": 0.45},
     "repeatability": {"method": "none"},
     "split": {"test_share": 0.4},
 }
@@ -158,23 +158,33 @@ def test_one_class_alone_is_refused() -> None:
 
 
 def test_fewer_patients_than_folds_are_refused_step_by_step() -> None:
-    many = {"selection": {"folds": 10}, "classifiers": {"folds": 5, "out_of_fold": 8}}
+    many = {"selection": {"folds": 10}, "classifiers": {"folds": 5, "out_of_fold": 8, "conformal_alpha": 0.1}}
 
     found = faults(cohort(), **many)
 
-    few = "too few patients: the "
-    assert found == (
-        f"{few}LASSO's folds (selection.folds) need 10, the training part has 8",
-        f"{few}classifiers' folds (classifiers.folds) in acute vertebrae need 5, the training part has 4",
-        f"{few}classifiers' folds (classifiers.folds) in chronic vertebrae need 5, the training part has 4",
-    )
+    has = "the training part has 4"
+    of_each_class = [
+        (
+            f"too few patients with {word} fractures: the classifiers' folds (classifiers.folds) need 5, {has}",
+            f"too few patients with {word} fractures: the out-of-fold scores (classifiers.out_of_fold) need 8, {has}",
+            f"too few {word} vertebrae: the limits of the prediction sets (classifiers.conformal_alpha) need 9, {has}",
+        )
+        for word in ("acute", "chronic")
+    ]
+    assert set(found) == {
+        "too few patients: the LASSO's folds (selection.folds) need 10, the training part has 8",
+        *of_each_class[0],
+        *of_each_class[1],
+    }
 
 
 def test_the_folds_of_a_network_count_where_it_is_cross_fitted() -> None:
     crossfit = {"network": {"mode": "crossfit", "crossfit_folds": 9}}
 
-    assert faults(cohort(), **crossfit) == (
-        "too few patients: the network's folds (network.crossfit_folds) need 9, the training part has 8",
+    assert faults(cohort(), **crossfit) == tuple(
+        f"too few patients with {word} fractures: the network's folds (network.crossfit_folds) need 9, "
+        "the training part has 4"
+        for word in ("acute", "chronic")
     )
 
 
