@@ -13,9 +13,9 @@ import csv
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,19 @@ from scipy.stats import t as student_t
 from services.composition import pseudonyms_of, restricted
 from services.settings import SecretSettings, Settings
 from services.trainer.phantoms.training_cohort import PhantomCohort, write_training_cohort
-from services.trainer.results import LABELS, MODELS, ModelName, RunResult
-from services.trainer.settings import DtlMode, TrainingSettings
+from services.trainer.results import LABELS, MODELS, ModelName, NetworkRun, RunResult
+from services.trainer.settings import TrainingSettings
 from services.training import RESULT, WORK, Place, naming, train_cohort
 from shared.pipeline.folder_store import FolderStore
 
-MODES: Final[tuple[DtlMode, ...]] = get_args(DtlMode)
+Mode = Literal["frozen", "crossfit", "in_sample", "in_sample_to_the_end"]
+MODES: Final[Mapping[Mode, dict[str, object]]] = {
+    "frozen": {"mode": "frozen"},
+    "crossfit": {"mode": "crossfit"},
+    "in_sample": {"mode": "in_sample"},
+    "in_sample_to_the_end": {"mode": "in_sample", "patience": None},
+}
+"""What each changes of the network's settings. The last is fine-tuned for all epochs, with no inner fold to stop it."""
 KAPPA: Final = 0.85
 LIMITS: Final[tuple[tuple[ModelName, float, float], ...]] = (("radiomics", 0.80, 0.90), ("dlr", 0.80, 0.92))
 """METHOD 11: mean held-out AUC over the seeds."""
@@ -45,7 +52,7 @@ class StudyRow(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     seed: int
-    mode: DtlMode
+    mode: Mode
     model: ModelName
     patients: int
     in_sample: float
@@ -56,6 +63,9 @@ class StudyRow(BaseModel):
     random_out_of_fold: float
     """Of DLR with a random network: the same in every row of a seed."""
     random_held_out: float
+    networks: int
+    """That were fine-tuned, and those whose weights are of an epoch in which the backbone had moved."""
+    moved: int
     weights: str
     minutes: float
     """Of the whole run, as far as it was not done before (features are shared among the modes of a seed)."""
@@ -74,7 +84,7 @@ class _Lines:
             sys.stderr.write(f"{self.what}: {name} {done} of {total}\n")
 
 
-def one_run(seed: int, mode: DtlMode, *, out: Path, patients: int, weights: Path, processes: int) -> RunResult:
+def one_run(seed: int, mode: Mode, *, out: Path, patients: int, weights: Path, processes: int) -> RunResult:
     """The run of one seed and mode, from the folder where it is there."""
     folder = out / f"seed-{seed}"
     result = folder / mode / RESULT
@@ -90,7 +100,7 @@ def one_run(seed: int, mode: DtlMode, *, out: Path, patients: int, weights: Path
     )
     app = Settings(secrets=SecretSettings.model_validate({"pseudonym_key": _KEY, "encryption_key": _KEY}))
     settings = TrainingSettings.of(
-        "recommended", {"seed": seed, "split": {"by": "column"}, "network": {"mode": mode, "weights": str(weights)}}
+        "recommended", {"seed": seed, "split": {"by": "column"}, "network": {**MODES[mode], "weights": str(weights)}}
     )
     place = Place(
         app=app,
@@ -104,7 +114,18 @@ def one_run(seed: int, mode: DtlMode, *, out: Path, patients: int, weights: Path
     return train_cohort(table, settings, place=place, naming=name, progress=lines).result
 
 
-def rows_of(result: RunResult, *, seed: int, mode: DtlMode, patients: int, cores: int) -> tuple[StudyRow, ...]:
+def moved(network: NetworkRun) -> tuple[int, int]:
+    """How many networks were fine-tuned, and how many have weights of an epoch in which the backbone had moved."""
+    taken = []
+    for fold in {one.fold for one in network.epochs}:
+        epochs = [one for one in network.epochs if one.fold == fold]
+        measured = [one for one in epochs if one.inner_loss is not None]
+        best = min(measured, key=lambda one: one.inner_loss or 0.0) if measured else epochs[-1]
+        taken.append(best.backbone_rate > 0)
+    return len(taken), sum(taken)
+
+
+def rows_of(result: RunResult, *, seed: int, mode: Mode, patients: int, cores: int) -> tuple[StudyRow, ...]:
     """What the table needs of a run."""
     line = result.random_network
     if line is None or line.held_out is None:
@@ -127,6 +148,8 @@ def rows_of(result: RunResult, *, seed: int, mode: DtlMode, patients: int, cores
                 held_out_high=round(held.high, 6),
                 random_out_of_fold=round(line.out_of_fold, 6),
                 random_held_out=round(line.held_out, 6),
+                networks=moved(result.network)[0],
+                moved=moved(result.network)[1],
                 weights=result.network.weights,
                 minutes=round(sum(result.seconds.values()) / 60, 1),
                 cores=cores,
@@ -150,7 +173,7 @@ def write_rows(path: Path, rows: Iterable[StudyRow]) -> None:
     with aside.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, StudyRow.model_fields, lineterminator="\n")
         writer.writeheader()
-        for row in sorted(rows, key=lambda one: (one.seed, MODES.index(one.mode), MODELS.index(one.model))):
+        for row in sorted(rows, key=lambda one: (one.seed, tuple(MODES).index(one.mode), MODELS.index(one.model))):
             writer.writerow(row.model_dump())
     aside.replace(path)
 
@@ -177,7 +200,7 @@ def table(rows: Sequence[StudyRow]) -> str:
         "| mode | model | seeds | in-sample AUC | out-of-fold AUC | held-out AUC | least to largest |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    held: dict[tuple[DtlMode, ModelName], dict[int, float]] = {}
+    held: dict[tuple[Mode, ModelName], dict[int, float]] = {}
     for mode in modes:
         for model in MODELS:
             of = [row for row in rows if (row.mode, row.model) == (mode, model)]
@@ -194,11 +217,11 @@ def table(rows: Sequence[StudyRow]) -> str:
         f"{_mean_words(of_random)} | {min(of_random):.3f} to {max(of_random):.3f} |"
     )
     lines += ["", f"PHANTOMS. Means over seeds {', '.join(map(str, seeds))}, 95 % intervals of Student's t over them."]
-    lines += ["", *_judgements(held, modes), *_differences(held, modes)]
+    lines += ["", *_judgements(held, modes), *_differences(held, modes), *_moved(rows, modes)]
     return "\n".join(lines) + "\n"
 
 
-def _judgements(held: dict[tuple[DtlMode, ModelName], dict[int, float]], modes: Sequence[DtlMode]) -> list[str]:
+def _judgements(held: dict[tuple[Mode, ModelName], dict[int, float]], modes: Sequence[Mode]) -> list[str]:
     """Whether the phantoms are as hard as METHOD 11 asks."""
     lines = []
     for mode in modes:
@@ -212,7 +235,7 @@ def _judgements(held: dict[tuple[DtlMode, ModelName], dict[int, float]], modes: 
     return lines
 
 
-def _differences(held: dict[tuple[DtlMode, ModelName], dict[int, float]], modes: Sequence[DtlMode]) -> list[str]:
+def _differences(held: dict[tuple[Mode, ModelName], dict[int, float]], modes: Sequence[Mode]) -> list[str]:
     """Crossfit against frozen, seed by seed."""
     if not {"crossfit", "frozen"} <= set(modes):
         return []
@@ -226,6 +249,20 @@ def _differences(held: dict[tuple[DtlMode, ModelName], dict[int, float]], modes:
     return lines
 
 
+def _moved(rows: Sequence[StudyRow], modes: Sequence[Mode]) -> list[str]:
+    """Whether the early stop let the fine-tuning of the backbone through."""
+    lines = []
+    for mode in modes:
+        of = {row.seed: (row.networks, row.moved) for row in rows if row.mode == mode and row.networks}
+        if of:
+            networks, moved = (sum(counts) for counts in zip(*of.values(), strict=True))
+            lines.append(
+                f"- `{mode}`: {moved} of {networks} fine-tuned networks have weights of an epoch in which the backbone "
+                "had moved."
+            )
+    return lines
+
+
 def main(given: Sequence[str] | None = None) -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m services.study", description=__doc__)
@@ -233,7 +270,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=Path, help="CSV of what was found; what stands there is not done again")
     parser.add_argument("--weights", type=Path, help="what the network starts from; none: print the table alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 12, 13, 14])
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["frozen", "crossfit", "in_sample"])
+    parser.add_argument("--modes", nargs="+", choices=tuple(MODES), default=list(MODES))
     parser.add_argument("--patients", type=int, default=365)
     parser.add_argument("--processes", type=int, default=0, help="processes at once; 0 takes every core")
     asked = parser.parse_args(given)

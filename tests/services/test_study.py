@@ -6,21 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from services.study import MODES, StudyRow, read_rows, rows_of, table, write_rows
+from services.study import MODES, Mode, StudyRow, moved, read_rows, rows_of, table, write_rows
 from services.trainer.results import MODELS
-from services.trainer.settings import DtlMode
 from tests.fixtures.run_results import full_result
 
 GOOD = {"radiomics": 0.85, "dlr": 0.85, "fusion": 0.86, "dlrn": 0.9}
 
 
-def run(seed: int, mode: DtlMode, **held_out: float) -> list[StudyRow]:
+def run(seed: int, mode: Mode, **held_out: float) -> list[StudyRow]:
     """The rows of a run whose models have these held-out AUCs."""
     return [
         StudyRow(
             seed=seed, mode=mode, model=model, patients=365, in_sample=0.99, out_of_fold=0.85, held_out=held_out[model],
             held_out_low=0.5, held_out_high=1.0, random_out_of_fold=0.7, random_held_out=0.70 + seed / 100,
-            weights="drawn", minutes=1.5, cores=2,
+            networks=0 if mode == "frozen" else 6, moved=2, weights="drawn", minutes=1.5, cores=2,
         )
         for model in MODELS
     ]  # fmt: skip
@@ -59,6 +58,21 @@ def test_crossfit_is_compared_with_frozen_seed_by_seed() -> None:
 
     assert "- DLR, `crossfit` minus `frozen`, held out, 1 seeds: 0.020." in text
     assert "minus" not in table(run(1, "frozen", **GOOD))
+
+
+def test_it_is_said_how_often_the_early_stop_let_the_backbone_move() -> None:
+    text = table([*run(1, "frozen", **GOOD), *run(1, "crossfit", **GOOD), *run(2, "crossfit", **GOOD)])
+
+    assert "- `crossfit`: 4 of 12 fine-tuned networks have weights of an epoch in which the backbone had moved." in text
+    assert "- `frozen`: " not in text.split("minus")[-1]
+
+    network = full_result().network
+    folds = {one.fold for one in network.epochs}
+    to_the_end = network.model_copy(
+        update={"epochs": tuple(one.model_copy(update={"inner_loss": None}) for one in network.epochs)}
+    )
+    assert moved(network)[0] == moved(to_the_end)[0] == len(folds)
+    assert moved(to_the_end)[1] == len(folds)  # the last epoch's
 
 
 def test_rows_are_written_in_order_and_read_again(tmp_path: Path) -> None:
