@@ -17,7 +17,7 @@ Sex = Literal["F", "M"]
 Kernel = Literal["soft", "standard", "bone"]
 Deformity = Literal["wedge", "biconcave", "crush"]
 
-GENERATOR_VERSION: Final = 1
+GENERATOR_VERSION: Final = 2
 """To be raised with every change of the phantoms that changes a voxel."""
 
 LEVELS: Final[tuple[str, ...]] = ("T11", "T12", "L1", "L2", "L3", "L4", "L5")
@@ -46,7 +46,7 @@ SIGN_PROBABILITY: Final[Mapping[str, tuple[float, float]]] = {
 
 HEIGHT_LOSS: Final[tuple[float, float]] = (0.26, 0.33)
 HEIGHT_LOSS_SD: Final = 0.09
-DENSITY_SHIFT_HU: Final[tuple[float, float]] = (18.0, -18.0)
+DENSITY_SHIFT_HU: Final[tuple[float, float]] = (12.0, -12.0)
 AGE: Final[tuple[float, float]] = (65.0, 72.0)
 AGE_SD: Final = 10.0
 DEFORMITY: Final[Mapping[Deformity, tuple[float, float]]] = {
