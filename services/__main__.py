@@ -69,6 +69,7 @@ bundle_app.command("check")(bundles.check_bundles)
 bundle_app.command("show")(bundles.show)
 bundle_app.command("diff")(bundles.diff)
 bundle_app.command("pack")(bundles.pack)
+bundle_app.command("annotate")(bundles.annotate)
 app.add_typer(bundle_app, name="bundle")
 
 phantoms_app = typer.Typer(

@@ -1,4 +1,4 @@
-"""`fracture-sweep bundle check | show | diff | pack`: what a bundle is, whether it is to be used, what changed."""
+"""`fracture-sweep bundle check | show | diff | pack | annotate`: what a bundle is, whether it is to be used."""
 
 from __future__ import annotations
 
@@ -104,3 +104,36 @@ def pack(
         typer.echo(f"{file}: {file.stat().st_size} bytes, SHA-256 {sha256_hex(file.read_bytes())}")
     except OSError as error:
         raise FractureSweepError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def annotate(
+    path: Annotated[Path, typer.Argument(help="The folder or zip of a bundle.", metavar="BUNDLE")],
+    notes: Annotated[Path, typer.Argument(help="A Markdown text: what is to be said of it.", metavar="NOTES.md")],
+    out: Annotated[Path, typer.Argument(help="The folder of the new bundle.", metavar="NEW")],
+    bundle_version: Annotated[str, typer.Option("--bundle-version", help="The new bundle's version.")],
+) -> None:
+    """Put notes into a bundle's model card: what an external validation found, or what its makers say of it later.
+
+    Models, thresholds and features stay as they are; version and id are new.
+    """
+    from shared.fracture.bundle import load_bundle
+    from shared.fracture.bundle_diff import differences
+    from shared.fracture.bundle_files import write_folder
+    from shared.fracture.bundle_notes import annotated
+
+    bundle = load_bundle(path)
+    if out.exists():
+        raise FractureSweepError(f"{out} is there already: name a new folder")
+    try:
+        text = notes.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FractureSweepError(f"{notes} cannot be read as text: {error}") from None
+    try:
+        files = annotated(bundle, text, version=bundle_version)
+        write_folder(out, files, check=load_bundle)
+    except ValueError as error:
+        raise FractureSweepError(str(error)) from error
+    except OSError as error:
+        raise FractureSweepError(f"{out} cannot be written: {error.strerror}") from error
+    for line in differences(bundle, load_bundle(out)):
+        typer.echo(line)

@@ -7,9 +7,9 @@ renamed, so that nobody ever loads half a bundle.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ from shared.fracture.bundle import (
     manifest_bytes,
     model_bytes,
 )
+from shared.fracture.bundle_files import write_folder
 from shared.fracture.classifiers import OnnxScore, ScoreOf
 from shared.fracture.ids import digest, sha256_hex
 from shared.fracture.nomogram import NomogramModel, Sex, read_points
@@ -134,15 +135,8 @@ def write_bundle(folder: Path, fitted: FittedBundle) -> Bundle:
         mask_sources=fitted.mask_sources,
         files=files,
     )
-    aside = folder.with_name(folder.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name, data in {**files, MANIFEST: manifest_bytes(manifest)}.items():
-        (aside / name).write_bytes(data)
-    load_bundle(aside, run_classifiers=True)
-    if folder.exists():
-        shutil.rmtree(folder)
-    aside.rename(folder)
+    check = partial(load_bundle, run_classifiers=True)
+    write_folder(folder, {**files, MANIFEST: manifest_bytes(manifest)}, check=check)
     return load_bundle(folder, run_classifiers=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from services.trainer.results import LABELS
 from shared.fracture.bundle import BundleKind
+from shared.fracture.bundle_notes import with_notes
 
 
 def _interval(auc: Mapping[str, float]) -> str:
@@ -124,4 +125,4 @@ treat vertebrae as independent, though some belong to one patient.
 - It says acute or chronic of a vertebra that somebody or something called fractured; it finds no fractures.
 - A case that its conformal limits leave open is reported as indeterminate.
 {_kept(chosen)}""")
-    return card + (f"\n## Notes of its makers\n{notes.strip()}\n" if notes.strip() else "")
+    return with_notes(card, notes)

@@ -7,9 +7,10 @@ encrypted or compressed-away size are refused before anything is taken from it.
 
 from __future__ import annotations
 
+import shutil
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -118,6 +119,19 @@ def write_zip(path: Path, files: Mapping[str, bytes]) -> None:
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
             archive.writestr(entry, data)
     aside.replace(path)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes], *, check: Callable[[Path], object]) -> None:
+    """The folder of these files, in the place of one that is there; written aside, and renamed once `check` passes."""
+    aside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name, data in files.items():
+        (aside / name).write_bytes(data)
+    check(aside)
+    if folder.exists():
+        shutil.rmtree(folder)
+    aside.rename(folder)
 
 
 def _missing(name: str) -> BundleError:

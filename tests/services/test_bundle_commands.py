@@ -11,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from services.__main__ import bundle_app
+from shared.fracture.bundle import load_bundle
 from shared.fracture.bundle_files import BundleError
+from shared.fracture.bundle_notes import with_notes
 from shared.pipeline.errors import FractureSweepError
 from tests.fixtures.small_bundle import reseal, stump, write_classifier_bundle, write_small_bundle
 
@@ -117,3 +119,44 @@ def test_a_zip_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 
     assert isinstance(done.exception, FractureSweepError)
     assert "cannot be written: No such file or directory" in str(done.exception)
+
+
+def test_notes_go_into_the_model_card_and_nothing_else_changes(tmp_path: Path) -> None:
+    folder, notes, new = write_classifier_bundle(tmp_path / "bundle"), tmp_path / "notes.md", tmp_path / "new"
+    notes.write_text("External validation: AUC 0.8 on 40 patients.\n")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    done = RUNNER.invoke(bundle_app, ["annotate", str(folder), str(notes), str(new), "--bundle-version", "9"])
+
+    assert done.exit_code == 0, done.output
+    assert "MODEL_CARD.md" in done.stdout
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    after = {file.name: file.read_bytes() for file in new.iterdir()}
+    assert {name for name in before if after[name] != before[name]} == {"MODEL_CARD.md", "manifest.json"}
+    card = after["MODEL_CARD.md"].decode()
+    assert card.endswith("## Notes of its makers\nExternal validation: AUC 0.8 on 40 patients.\n")
+    bundle = load_bundle(new, run_classifiers=True)
+    assert bundle.manifest.version == "9"
+    assert bundle.bundle_id != load_bundle(folder).bundle_id
+    assert with_notes(card, "other").count("## Notes of its makers") == 1
+    assert with_notes(card, "") == before["MODEL_CARD.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("notes", "out", "version", "sentence"),
+    [
+        ("notes.md", "bundle", "9", "is there already"),
+        ("none.md", "new", "9", "cannot be read as text"),
+        ("notes.md", "new", "1.0.0", "two bundles would go by one name"),
+    ],
+)
+def test_notes_that_cannot_be_put_in_say_why(notes: str, out: str, version: str, sentence: str, tmp_path: Path) -> None:
+    write_small_bundle(tmp_path / "bundle")
+    (tmp_path / "notes.md").write_text("words")
+    arguments = [str(tmp_path / "bundle"), str(tmp_path / notes), str(tmp_path / out), "--bundle-version", version]
+
+    done = RUNNER.invoke(bundle_app, ["annotate", *arguments])
+
+    assert isinstance(done.exception, FractureSweepError)
+    assert sentence in str(done.exception)
+    assert not (tmp_path / "new").exists()
