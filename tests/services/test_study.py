@@ -86,6 +86,12 @@ def test_rows_are_written_in_order_and_read_again(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "none.csv") == ()
 
 
+def test_the_page_shows_the_table_of_its_rows() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+
+    assert table(read_rows(docs / "study.csv")) in (docs / "study.md").read_text(encoding="utf-8")
+
+
 def test_a_run_gives_a_row_a_model_with_its_interval() -> None:
     result = full_result()
 
