@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
@@ -87,7 +88,7 @@ class ZipFiles:
             try:
                 with archive.open(entry) as stream:
                     data = stream.read(most + 1)
-            except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, ValueError) as error:
                 raise BundleError(f"{name} in {self._path.name!r} cannot be read: {error}") from error
         if len(data) > most:
             raise _too_large(name, len(data), most)

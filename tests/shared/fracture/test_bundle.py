@@ -298,6 +298,22 @@ def test_a_zip_that_is_not_what_its_manifest_says_is_refused(
         load_bundle(path)
 
 
+def test_a_compressed_zip_is_read_and_one_that_is_damaged_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bundle.zip"
+    with zipfile.ZipFile(path, "w", compression=zipfile.ZIP_DEFLATED) as archive:
+        for file in folder.iterdir():
+            archive.write(file, file.name)
+    assert load_bundle(path).bundle_id == load_bundle(folder).bundle_id
+    (card,) = [one for one in zipfile.ZipFile(path).infolist() if one.filename == "models.json"]
+    data = bytearray(path.read_bytes())
+    start = card.header_offset + 30 + len(card.filename)
+    data[start : start + 8] = b"\xff" * 8
+    path.write_bytes(bytes(data))
+
+    with pytest.raises(BundleError, match=r"models\.json in 'bundle\.zip' cannot be read"):
+        load_bundle(path)
+
+
 def test_a_changed_byte_of_a_zip_refuses_to_load(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "bundle.zip"
     load_bundle(folder).pack(path)
