@@ -130,6 +130,7 @@ def rows_of(result: RunResult, *, seed: int, mode: Mode, patients: int, cores: i
     line = result.random_network
     if line is None or line.held_out is None:
         raise ValueError("a run of the study has held-out rows and a random network beside it")
+    networks, with_moved = moved(result.network)
     found = []
     for one in result.optimism:
         held = result.scored(one.model, "test").auc()
@@ -148,8 +149,8 @@ def rows_of(result: RunResult, *, seed: int, mode: Mode, patients: int, cores: i
                 held_out_high=round(held.high, 6),
                 random_out_of_fold=round(line.out_of_fold, 6),
                 random_held_out=round(line.held_out, 6),
-                networks=moved(result.network)[0],
-                moved=moved(result.network)[1],
+                networks=networks,
+                moved=with_moved,
                 weights=result.network.weights,
                 minutes=round(sum(result.seconds.values()) / 60, 1),
                 cores=cores,

@@ -143,7 +143,7 @@ class Manifest(_Frozen):
         files: Mapping[str, bytes],
     ) -> Manifest:
         """The manifest over these files (name → bytes, all but the manifest), with the bundle's id in it."""
-        open_ = cls(
+        return cls(
             bundle_id="",
             kind=kind,
             name=name,
@@ -156,8 +156,11 @@ class Manifest(_Frozen):
             training=training,
             mask_sources=mask_sources,
             files={key: FileEntry.of(data) for key, data in files.items()},
-        )
-        return open_.model_copy(update={"bundle_id": manifest_digest(open_)})
+        ).sealed()
+
+    def sealed(self) -> Self:
+        """The manifest with the id that its content has."""
+        return self.model_copy(update={"bundle_id": manifest_digest(self)})
 
     @property
     def protocols(self) -> Protocols:
@@ -480,11 +483,16 @@ class Bundle:
         """The bytes of a file that the manifest lists, verified again as they are read."""
         return _read_verified(files_of(self.folder), name, self.manifest.files[name])
 
+    def files(self) -> dict[str, bytes]:
+        """Every file of the bundle, its manifest too, verified again as they are read."""
+        return {
+            MANIFEST: manifest_bytes(self.manifest),
+            **{name: self.file_bytes(name) for name in self.manifest.files},
+        }
+
     def pack(self, path: Path) -> None:
         """Write the bundle as a zip, the same bytes wherever it is done."""
-        names = (MANIFEST, *self.manifest.files)
-        files = {name: manifest_bytes(self.manifest) if name == MANIFEST else self.file_bytes(name) for name in names}
-        write_zip(path, files)
+        write_zip(path, self.files())
 
     def running(self) -> Bundle:
         """The bundle with its ONNX classifiers ready, once they give the golden probabilities (itself without any).

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from shared.fracture.bundle import MANIFEST, Bundle, FileEntry, manifest_bytes, manifest_digest
+from shared.fracture.bundle import MANIFEST, Bundle, FileEntry, manifest_bytes
 
 MODEL_CARD: Final = "MODEL_CARD.md"
 NOTES_HEADING: Final = "## Notes of its makers"
@@ -24,10 +24,7 @@ def annotated(bundle: Bundle, notes: str, *, version: str) -> dict[str, bytes]:
     manifest = bundle.manifest
     if version == manifest.version:
         raise ValueError(f"version {version} is that of the bundle as it is: two bundles would go by one name")
-    files = {name: bundle.file_bytes(name) for name in manifest.files}
-    files[MODEL_CARD] = with_notes(bundle.model_card, notes).encode()
-    changed = manifest.model_copy(
-        update={"version": version, "files": {**manifest.files, MODEL_CARD: FileEntry.of(files[MODEL_CARD])}}
-    )
-    sealed = changed.model_copy(update={"bundle_id": manifest_digest(changed)})
-    return {**files, MANIFEST: manifest_bytes(sealed)}
+    card = with_notes(bundle.model_card, notes).encode()
+    entries = {**manifest.files, MODEL_CARD: FileEntry.of(card)}
+    sealed = manifest.model_copy(update={"version": version, "files": entries}).sealed()
+    return {**bundle.files(), MODEL_CARD: card, MANIFEST: manifest_bytes(sealed)}
