@@ -19,50 +19,29 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from services.composition import pseudonyms_of, restricted
-from services.settings import SecretSettings, Settings
-from services.trainer.phantoms.training_cohort import PhantomCohort, write_training_cohort
+from services.study import phantom_run
 from services.trainer.results import RunResult
 from services.trainer.settings import TrainingSettings
-from services.training import RESULT, Place, naming, train_cohort
-from shared.pipeline.folder_store import FolderStore
+from services.trainer.training import Silent
 
-KEY = "00" * 32
 DEMO = Path(__file__).resolve().parents[1] / "deploy" / "bundles" / "demo.toml"
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    def step(self, name: str, done: int, total: int) -> None:
-        """Nothing."""
 
 
 def measured(folder: Path, *, patients: int, tiny: bool, weights: Path | None) -> RunResult:
     """A run on so many phantom patients, from the folder where it is there."""
-    result = folder / "run" / RESULT
-    if not result.exists():
-        csv = write_training_cohort(
-            folder / "cohort", PhantomCohort(patients=patients, seed=7, kappa=0.85, readers=30, nifti=True)
-        )
-        app = Settings(secrets=SecretSettings.model_validate({"pseudonym_key": KEY, "encryption_key": KEY}))
-        asked = tomllib.loads(DEMO.read_text(encoding="utf-8"))
-        start = {"random_start": True, "weights": None} if weights is None else {"weights": str(weights)}
-        asked["network"] |= {**start, "architecture": "tiny" if tiny else "resnet50"}
-        train_cohort(
-            csv,
-            TrainingSettings.of("recommended", asked),
-            place=Place(
-                app=app,
-                pseudonyms=pseudonyms_of(app),
-                store=restricted(FolderStore(folder / "store"), app),
-                out=folder / "run",
-                processes=len(os.sched_getaffinity(0)),
-            ),
-            naming=naming(None, name="benchmark", version="1", notes=""),
-            progress=Silent(),
-        )
-    return RunResult.model_validate_json(result.read_text(encoding="utf-8"))
+    asked = tomllib.loads(DEMO.read_text(encoding="utf-8"))
+    start = {"random_start": True, "weights": None} if weights is None else {"weights": str(weights)}
+    asked["network"] |= {**start, "architecture": "tiny" if tiny else "resnet50"}
+    return phantom_run(
+        folder,
+        TrainingSettings.of("recommended", asked),
+        run="run",
+        title="benchmark",
+        patients=patients,
+        seed=7,
+        processes=len(os.sched_getaffinity(0)),
+        progress=Silent(),
+    )
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from services.settings import SecretSettings, Settings
 from services.trainer.phantoms.training_cohort import PhantomCohort, write_training_cohort
 from services.trainer.results import LABELS, MODELS, ModelName, NetworkRun, RunResult
 from services.trainer.settings import TrainingSettings
+from services.trainer.training import Progress
 from services.training import RESULT, WORK, Place, naming, train_cohort
 from shared.pipeline.folder_store import FolderStore
 
@@ -84,34 +85,53 @@ class _Lines:
             sys.stderr.write(f"{self.what}: {name} {done} of {total}\n")
 
 
-def one_run(seed: int, mode: Mode, *, out: Path, patients: int, weights: Path, processes: int) -> RunResult:
-    """The run of one seed and mode, from the folder where it is there."""
-    folder = out / f"seed-{seed}"
-    result = folder / mode / RESULT
+def phantom_run(
+    folder: Path,
+    settings: TrainingSettings,
+    *,
+    run: str,
+    title: str,
+    patients: int,
+    seed: int,
+    processes: int,
+    progress: Progress,
+) -> RunResult:
+    """A training on phantoms in FOLDER/`run`, from there where it is done; runs of one folder share all features."""
+    result = folder / run / RESULT
     if result.exists():
         return RunResult.model_validate_json(result.read_text(encoding="utf-8"))
-    cohort = PhantomCohort(patients=patients, seed=seed, kappa=KAPPA, readers=30, nifti=True)
-    lines = _Lines(f"seed {seed}, {mode}")
     table = write_training_cohort(
         folder / "cohort",
-        cohort,
+        PhantomCohort(patients=patients, seed=seed, kappa=KAPPA, readers=30, nifti=True),
         processes=processes,
-        progress=lambda done, total: lines.step("phantom patients", done, total),
+        progress=lambda done, total: progress.step("phantom patients", done, total),
     )
     app = Settings(secrets=SecretSettings.model_validate({"pseudonym_key": _KEY, "encryption_key": _KEY}))
-    settings = TrainingSettings.of(
-        "recommended", {"seed": seed, "split": {"by": "column"}, "network": {**MODES[mode], "weights": str(weights)}}
-    )
     place = Place(
         app=app,
         pseudonyms=pseudonyms_of(app),
         store=restricted(FolderStore(folder / "store"), app),
-        out=folder / mode,
+        out=folder / run,
         work=folder / WORK,
         processes=processes,
     )
-    name = naming(None, name=f"study-{seed}-{mode}", version="1", notes="")
-    return train_cohort(table, settings, place=place, naming=name, progress=lines).result
+    name = naming(None, name=title, version="1", notes="")
+    return train_cohort(table, settings, place=place, naming=name, progress=progress).result
+
+
+def one_run(seed: int, mode: Mode, *, out: Path, patients: int, weights: Path, processes: int) -> RunResult:
+    """The run of one seed and mode, from the folder where it is there."""
+    network = {**MODES[mode], "weights": str(weights)}
+    return phantom_run(
+        out / f"seed-{seed}",
+        TrainingSettings.of("recommended", {"seed": seed, "split": {"by": "column"}, "network": network}),
+        run=mode,
+        title=f"study-{seed}-{mode}",
+        patients=patients,
+        seed=seed,
+        processes=processes,
+        progress=_Lines(f"seed {seed}, {mode}"),
+    )
 
 
 def moved(network: NetworkRun) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from services.settings import BundleSettings, SecretSettings, Settings
 from services.sources import source_of
 from services.trainer.results import MODELS, Evaluation, RunResult
 from services.trainer.settings import CLASSIFIERS, TrainingSettings
+from services.trainer.training import Silent
 from services.training import Place, fit_cohort, judge_cohort, naming
 from shared.fracture.bundle import load_bundle
 from shared.fracture.records import Classified
@@ -45,13 +46,6 @@ TINY = {
     "statistics.bootstraps": "100",
 }
 NAMING = naming(None, name="tiny", version="1", notes="")
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    def step(self, name: str, done: int, total: int) -> None:
-        """Nothing."""
 
 
 def ended(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
