@@ -132,10 +132,7 @@ def reoriented(grid: _Grid) -> _Grid:
     """The same grid with its axes permuted and flipped to the nearest of LPS+ (superior, posterior, left); a view."""
     geometry = grid.geometry
     direction = np.asarray(geometry.direction_zyx, dtype=float)
-    order = max(
-        itertools.permutations(range(3)), key=lambda axes: sum(abs(direction[w, a]) for w, a in enumerate(axes))
-    )
-    flipped = [bool(direction[world, axis] < 0) for world, axis in enumerate(order)]
+    order, flipped = _orientation(geometry)
     corner = np.zeros((1, 3))
     for axis, backwards in zip(order, flipped, strict=True):
         corner[0, axis] = geometry.shape_zyx[axis] - 1 if backwards else 0
@@ -154,6 +151,22 @@ def reoriented(grid: _Grid) -> _Grid:
         direction_zyx=(rows[0], rows[1], rows[2]),
     )
     return replace(grid, voxels=voxels, geometry=turned)
+
+
+def as_stored(voxels: NDArray[np.generic], geometry: Geometry) -> NDArray[np.generic]:
+    """An array on the grid that `reoriented` makes of `geometry`, back in the order of the geometry; a view."""
+    order, flipped = _orientation(geometry)
+    turned_back = voxels[tuple(slice(None, None, -1 if back else 1) for back in flipped)]
+    return np.transpose(turned_back, np.argsort(order))
+
+
+def _orientation(geometry: Geometry) -> tuple[tuple[int, ...], list[bool]]:
+    """Which array axis goes towards superior, posterior and left, and which of these run the other way."""
+    direction = np.asarray(geometry.direction_zyx, dtype=float)
+    order = max(
+        itertools.permutations(range(3)), key=lambda axes: sum(abs(direction[w, a]) for w, a in enumerate(axes))
+    )
+    return order, [bool(direction[world, axis] < 0) for world, axis in enumerate(order)]
 
 
 def grid_shape_zyx(geometry: Geometry, *, spacing_mm: float) -> tuple[int, int, int]:

@@ -1,0 +1,124 @@
+"""Names of vertebrae: counted from the sacrum, or from the last ribs, or not at all. Wrong levels are worse than none.
+
+Where neither can be relied on a body is the n-th visible from below (`B01`, `B02`, …), which the report says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, Literal
+
+LevelsFrom = Literal["mask", "sacrum", "ribs", "sacrum and ribs", "nothing"]
+
+NAMES_FROM_BELOW: Final[tuple[str, ...]] = (
+    *(f"L{n}" for n in range(5, 0, -1)),
+    *(f"T{n}" for n in range(12, 0, -1)),
+)
+"""L5 … L1, T12 … T1."""
+MIN_SACRUM_ML: Final = 8.0
+MAX_SACRUM_GAP_MM: Final = 20.0
+PITCH_RATIO: Final = (0.6, 1.67)
+"""How the distance between two neighbouring centres may compare to the next one; a missed body doubles it."""
+_LAST_THORACIC: Final = NAMES_FROM_BELOW.index("T12")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenBody:
+    """What is known of one body of a chain, from head to foot."""
+
+    pitch_mm: float | None
+    """Distance from its centre to that of the body below; None of the lowest."""
+    ribs: bool | None
+    """Whether ribs begin at it; None where the scan does not show both its sides."""
+    whole: bool
+    """Not cut off by the end of the scan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sacrum:
+    """The sacrum as it was found: its volume, and the gap between its nearest voxel and the lowest body."""
+
+    volume_ml: float
+    gap_mm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """The levels of a chain, from head to foot, and what they rest on."""
+
+    levels: tuple[str, ...]
+    levels_from: LevelsFrom
+    doubts: tuple[str, ...] = ()
+    """Why levels are uncertain, in sentences; none where they are named."""
+    warnings: tuple[str, ...] = ()
+    """What speaks against the names that were given, in sentences."""
+
+
+def from_below(count: int) -> tuple[str, ...]:
+    """`count` bodies without names, from head to foot."""
+    return tuple(f"B{n:02d}" for n in range(count, 0, -1))
+
+
+def named(bodies: Sequence[SeenBody], *, sacrum: Sacrum | None) -> Named:
+    """The names of a chain of bodies."""
+    count = len(bodies)
+    by_sacrum = 0 if sacrum is not None and _is_one(sacrum) else None
+    by_ribs = _lowest_by_ribs(bodies)
+    doubts, warnings = _gaps(bodies), []
+    lowest = by_sacrum if by_sacrum is not None else by_ribs
+    if by_sacrum is not None and by_ribs is not None and by_ribs > by_sacrum:
+        doubts.append("ribs begin below T12 as it is counted from the sacrum: transitional anatomy")
+    elif by_sacrum is not None and by_ribs is not None and by_ribs < by_sacrum:
+        warnings.append(
+            "no ribs are seen at T12 as it is counted from the sacrum: short ribs, or transitional anatomy (count the "
+            "lumbar vertebrae)"
+        )
+    if lowest is None:
+        doubts.append("the scan shows neither the sacrum nor which ribs are the last")
+    elif lowest < 0 or lowest + count > len(NAMES_FROM_BELOW):
+        doubts.append(f"{count} bodies do not fit between T1 and L5")
+    if doubts:
+        return Named(levels=from_below(count), levels_from="nothing", doubts=tuple(doubts))
+    assert lowest is not None  # noqa: S101 - without it there is a doubt
+    found = NAMES_FROM_BELOW[lowest : lowest + count][::-1]
+    source: LevelsFrom = "ribs" if by_sacrum is None else "sacrum and ribs" if by_ribs == by_sacrum else "sacrum"
+    return Named(levels=tuple(found), levels_from=source, warnings=tuple(warnings))
+
+
+def _is_one(sacrum: Sacrum) -> bool:
+    return sacrum.volume_ml >= MIN_SACRUM_ML and sacrum.gap_mm <= MAX_SACRUM_GAP_MM
+
+
+def _lowest_by_ribs(bodies: Sequence[SeenBody]) -> int | None:
+    """Which of NAMES_FROM_BELOW the lowest body is by the last ribs; None where these cannot be told.
+
+    The last ribs are the last only when the next body is wholly seen, with both sides, and has none; and when what is
+    above them has ribs throughout (a rib that was overlooked in the middle could as well have been overlooked at the
+    end).
+    """
+    with_ribs = [n for n, body in enumerate(bodies) if body.ribs]
+    if len(with_ribs) < 2:
+        return None
+    last = with_ribs[-1]
+    if last + 1 >= len(bodies):
+        return None
+    below = bodies[last + 1 :]
+    if below[0].ribs is not False or not below[0].whole or any(body.ribs for body in below):
+        return None
+    seen_above = [body.ribs for body in bodies[: last + 1] if body.ribs is not None]
+    if not all(seen_above):
+        return None
+    return _LAST_THORACIC - (len(bodies) - 1 - last)
+
+
+def _gaps(bodies: Sequence[SeenBody]) -> list[str]:
+    """Distances between two centres that a missing body, or two taken for one, would give."""
+    pitches = [body.pitch_mm for body in bodies if body.pitch_mm is not None]
+    return [
+        f"the distance between neighbouring bodies jumps from {one:.0f} to {two:.0f} mm: one may be missing, or two "
+        "taken for one"
+        for one, two in pairwise(pitches)
+        if not PITCH_RATIO[0] <= one / two <= PITCH_RATIO[1]
+    ]

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+
+from shared.fracture.spine.naming import Sacrum, SeenBody, from_below, named
+
+SACRUM = Sacrum(volume_ml=60.0, gap_mm=6.0)
+
+
+def bodies(count: int, *, ribs: str = "", pitch: float = 33.0, whole: bool = True) -> list[SeenBody]:
+    """`ribs` from head to foot: "y" yes, "n" no, "?" not shown; padded with "?"."""
+    seen = {"y": True, "n": False, "?": None}
+    shown = ribs.ljust(count, "?")
+    return [SeenBody(pitch_mm=pitch if n < count - 1 else None, ribs=seen[shown[n]], whole=whole) for n in range(count)]
+
+
+def test_levels_are_counted_up_from_the_sacrum() -> None:
+    found = named(bodies(7), sacrum=SACRUM)
+
+    assert found.levels == ("T11", "T12", "L1", "L2", "L3", "L4", "L5")
+    assert found.levels_from == "sacrum"
+    assert not found.doubts
+
+
+@pytest.mark.parametrize("sacrum", [None, Sacrum(volume_ml=4.0, gap_mm=6.0), Sacrum(volume_ml=60.0, gap_mm=31.0)])
+def test_a_sacrum_that_is_too_small_or_too_far_is_none(sacrum: Sacrum | None) -> None:
+    found = named(bodies(5), sacrum=sacrum)
+
+    assert found.levels == ("B05", "B04", "B03", "B02", "B01")
+    assert found.levels_from == "nothing"
+    assert "neither the sacrum" in found.doubts[0]
+
+
+def test_without_a_sacrum_the_last_ribs_are_those_of_t12() -> None:
+    found = named(bodies(7, ribs="yyyynnn"), sacrum=None)
+
+    assert found.levels == ("T9", "T10", "T11", "T12", "L1", "L2", "L3")
+    assert found.levels_from == "ribs"
+
+
+@pytest.mark.parametrize(
+    "ribs",
+    [
+        "yyyyyyy",  # the scan ends before the ribs do
+        "yyyy?nn",  # whether the next body has none is not shown
+        "yy?ynnn".replace("?", "n"),  # one was overlooked, so the last may have been too
+        "ynnnnnn",  # one pair of ribs may be anything
+        "yyyynny",
+        "???????",
+    ],
+)
+def test_ribs_that_may_not_be_the_last_name_nothing(ribs: str) -> None:
+    assert named(bodies(7, ribs=ribs), sacrum=None).levels_from == "nothing"
+
+
+def test_the_body_below_the_last_ribs_has_to_be_whole() -> None:
+    seen = bodies(5, ribs="yyyyn")
+    seen[-1] = SeenBody(pitch_mm=None, ribs=False, whole=False)
+
+    assert named(seen, sacrum=None).levels_from == "nothing"
+
+
+def test_sacrum_and_ribs_that_agree_are_both_named() -> None:
+    assert named(bodies(8, ribs="yyynnnnn"), sacrum=SACRUM).levels_from == "sacrum and ribs"
+
+
+def test_ribs_below_t12_leave_the_levels_uncertain() -> None:
+    found = named(bodies(8, ribs="yyyynnnn"), sacrum=SACRUM)
+
+    assert found.levels == from_below(8)
+    assert "transitional" in found.doubts[0]
+
+
+def test_ribs_that_end_higher_are_a_warning() -> None:
+    found = named(bodies(8, ribs="yynnnnnn"), sacrum=SACRUM)
+
+    assert found.levels[-1] == "L5"
+    assert "no ribs are seen at T12" in found.warnings[0]
+
+
+@pytest.mark.parametrize("pitches", [(33, 33, 66, 33), (33, 33, 15, 33), (20, 34, 34, 34)])
+def test_a_jump_in_the_distances_leaves_the_levels_uncertain(pitches: tuple[float, ...]) -> None:
+    seen = [SeenBody(pitch_mm=pitch, ribs=None, whole=True) for pitch in pitches]
+    seen.append(SeenBody(pitch_mm=None, ribs=None, whole=True))
+
+    found = named(seen, sacrum=SACRUM)
+
+    assert found.levels_from == "nothing"
+    assert "one may be missing, or two taken for one" in found.doubts[0]
+
+
+def test_more_bodies_than_there_are_levels_are_not_named() -> None:
+    found = named(bodies(19), sacrum=SACRUM)
+
+    assert found.levels[0] == "B19"
+    assert "do not fit" in found.doubts[0]
+
+
+def test_one_body_above_a_sacrum_is_l5() -> None:
+    assert named(bodies(1), sacrum=SACRUM).levels == ("L5",)
