@@ -78,10 +78,13 @@ class _Lines:
 
     def __init__(self, what: str) -> None:
         self.what = what
+        self.last = ("", -1)
 
     def step(self, name: str, done: int, total: int) -> None:
         """So much of so much of a step is done."""
-        if done == total or (total > 20 and done % (total // 10) == 0):
+        told = done == total or (total > 20 and done % (total // 10) == 0)
+        if told and self.last != (name, done):
+            self.last = (name, done)
             sys.stderr.write(f"{self.what}: {name} {done} of {total}\n")
 
 

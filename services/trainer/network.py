@@ -4,9 +4,7 @@ Parameter names and shapes stay torchvision's, so weights of its `resnet50` (Ima
 identity: what the network gives are the averages of its last layer, 2,048 of them. `tiny` is a network of torchvision's
 blocks that is small enough for tests.
 
-ONNX is written here node by node, so that the same weights give the same bytes. BatchNorm is folded into the
-convolutions first. With `int8` storage a convolution's weights are int8 with one scale an output channel, turned to
-float32 by DequantizeLinear; all arithmetic is float32 in both storages.
+How ONNX is written, and what int8 storage means: services/trainer/onnx_graph.py.
 """
 
 from __future__ import annotations
@@ -16,24 +14,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from services.trainer import torchvision_models
+from services.trainer.onnx_graph import Graph, Storage, dequantised, folded, quantised
 from services.trainer.torchvision_models import BasicBlock, Bottleneck, ResNet
 
 Architecture = Literal["resnet50", "tiny"]
-Storage = Literal["float32", "int8"]
 
 FEATURES: Final = 2048
 """Of the ResNet50."""
 TINY_WIDTH: Final = 16
-OPSET: Final = 17
-IR_VERSION: Final = 8
 PARITY: Final = 1e-4
 """How far onnxruntime may be from torch, as a share of the largest feature."""
 _PARITY_PICTURES: Final = 4
@@ -156,67 +151,6 @@ def to_one_channel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return turned
 
 
-def quantised(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """A convolution's weight (out, …) as int8, -127 to 127, and one scale an output channel."""
-    largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
-    scale = np.where(largest > 0, largest / 127.0, 1.0).astype(np.float32)
-    steps = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
-    return np.clip(steps, -127, 127).astype(np.int8), scale
-
-
-def dequantised(steps: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The float32 weights that int8 steps stand for."""
-    return steps.astype(np.float32) * scale.reshape(-1, *[1] * (steps.ndim - 1))
-
-
-def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weight and bias of one convolution that does what a convolution and its BatchNorm in eval mode do."""
-    if norm.running_var is None or norm.running_mean is None:
-        raise ValueError("a BatchNorm without running statistics cannot be folded")
-    factor = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    weight = conv.weight.detach().double() * factor[:, None, None, None]
-    bias = norm.bias.detach().double() - norm.running_mean.double() * factor
-    return weight.float().numpy(), bias.float().numpy()
-
-
-class _Graph:
-    """The ONNX graph as it is written down, node by node."""
-
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
-        self.nodes: list[onnx.NodeProto] = []
-        self.tensors: list[onnx.TensorProto] = []
-
-    def add(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
-        return output
-
-    def tensor(self, values: NDArray[np.generic], name: str) -> str:
-        self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
-        return name
-
-    def kernel(self, weight: NDArray[np.float32], name: str) -> str:
-        if self.storage == "float32":
-            return self.tensor(weight, f"{name}.weight")
-        steps, scale = quantised(weight)
-        inputs = [self.tensor(steps, f"{name}.int8"), self.tensor(scale, f"{name}.scale")]
-        return self.add("DequantizeLinear", inputs, f"{name}.weight", axis=0)
-
-    def conv(self, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, name: str, *, relu: bool) -> str:
-        weight, bias = folded(conv, norm)
-        kernel = self.kernel(weight, name)
-        padding = [int(p) for p in conv.padding] if not isinstance(conv.padding, str) else [0, 0]
-        y = self.add(
-            "Conv",
-            [x, kernel, self.tensor(bias, f"{name}.bias")],
-            f"{name}.y",
-            kernel_shape=list(conv.kernel_size),
-            strides=list(conv.stride),
-            pads=padding * 2,
-        )
-        return self.add("Relu", [y], f"{name}.relu") if relu else y
-
-
 def _stages(network: ResNet) -> list[Any]:
     return [network.layer1, network.layer2, network.layer3, network.layer4]
 
@@ -242,7 +176,7 @@ def _pairs(network: ResNet) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 def to_onnx(network: ResNet, *, size: int = 64, storage: Storage = "int8") -> bytes:
     """The network as ONNX bytes: input `image` (n, 1, size, size) float32, output `features` (n, features) float32."""
-    graph = _Graph(storage)
+    graph = Graph(storage)
     x = graph.conv("image", network.conv1, network.bn1, "conv1", relu=True)
     x = graph.add("MaxPool", [x], "maxpool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     for number, stage in enumerate(_stages(network), start=1):
@@ -258,20 +192,13 @@ def to_onnx(network: ResNet, *, size: int = 64, storage: Storage = "int8") -> by
             x = graph.add("Relu", [graph.add("Add", [y, shortcut], f"{name}.add")], f"{name}.relu")
     pooled = graph.add("GlobalAveragePool", [x], "pooled")
     graph.add("Flatten", [pooled], "features", axis=1)
-    model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "resnet",
-            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", network.conv1.in_channels, size, size])],
-            [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", feature_count(network)])],
-            graph.tensors,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="fracture-sweep",
+    return graph.model(
+        "resnet",
+        inputs=[
+            helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", network.conv1.in_channels, size, size])
+        ],
+        outputs=[helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", feature_count(network)])],
     )
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString(deterministic=True))
 
 
 def with_stored_weights(network: ResNet) -> ResNet:

@@ -14,7 +14,6 @@ every case. Checkpoints are safetensors and JSON, written aside and renamed, so 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -27,9 +26,9 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from services.trainer.checkpoint import resume, save_checkpoint
 from services.trainer.network import Architecture, feature_count, resnet50, tiny
 from services.trainer.phantoms.cohort import DEFORMITY, GENERATOR_VERSION, SIGNS, draw_patient
 from services.trainer.phantoms.rendering import LABELS, render
@@ -204,7 +203,7 @@ def _pretrain(
     optimiser = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
     folder = work / f"pretraining-{spec.key[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    history = _resume(folder, model, optimiser)
+    history = resume(folder, model, optimiser)
     model.train()
     for step in range(len(history), spec.steps):
         shown, wanted = batch_at(step, pictures, targets, spec)
@@ -217,37 +216,11 @@ def _pretrain(
         optimiser.step()
         history.append(float(value.detach()))
         if (step + 1) % checkpoint_every == 0 or step + 1 == spec.steps:
-            _checkpoint(folder, model, optimiser, history)
+            save_checkpoint(folder, model, optimiser, history)
         if report is not None:
             report(step + 1, history[-1])
     model.cpu().eval()
     return history
-
-
-def _checkpoint(folder: Path, model: SignHead, optimiser: torch.optim.AdamW, history: list[float]) -> None:
-    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
-    for number, parameter in enumerate(model.parameters()):
-        for name, value in optimiser.state[parameter].items():
-            tensors[f"optimiser.{number}.{name}"] = value.contiguous()
-    tensors["history"] = torch.tensor(history, dtype=torch.float64)
-    aside = folder / "checkpoint.part"
-    save_file(tensors, str(aside))
-    aside.replace(folder / "checkpoint.safetensors")
-    (folder / "progress.json").write_text(json.dumps({"steps": len(history), "loss": history[-1]}), encoding="utf-8")
-
-
-def _resume(folder: Path, model: SignHead, optimiser: torch.optim.AdamW) -> list[float]:
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return []
-    tensors = load_file(str(path))
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    for number, parameter in enumerate(model.parameters()):
-        prefix = f"optimiser.{number}."
-        state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        # AdamW counts its steps on the CPU, wherever the parameter lies
-        optimiser.state[parameter] = {n: t if n == "step" else t.to(parameter.device) for n, t in state.items()}
-    return [float(value) for value in tensors["history"]]
 
 
 def fresh_backbone(spec: PretrainingSpec) -> ResNet:

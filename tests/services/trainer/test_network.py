@@ -12,11 +12,9 @@ from services.trainer import network as network_module
 from services.trainer import torchvision_models
 from services.trainer.network import (
     Storage,
-    dequantised,
     exported,
     feature_count,
     network_of,
-    quantised,
     random_network,
     resnet50,
     tiny,
@@ -24,6 +22,7 @@ from services.trainer.network import (
     to_onnx,
     with_stored_weights,
 )
+from services.trainer.onnx_graph import dequantised, quantised
 from services.trainer.torchvision_models import BasicBlock, Bottleneck, ResNet
 
 pytestmark = pytest.mark.trainer
