@@ -15,7 +15,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from services.commands import bundles, dead_letters, following, making, phantoms, retention, running, training
+from services.commands import (
+    bundles,
+    dead_letters,
+    following,
+    making,
+    phantoms,
+    retention,
+    running,
+    segmenting,
+    training,
+)
 from services.commands.chosen import SETTINGS_VARIABLE, chosen
 from services.commands.terminal import EXIT_STOPPED, EXIT_UNUSABLE, out_console
 from shared.pipeline.errors import FractureSweepError
@@ -51,6 +61,8 @@ app.command()(following.export)
 app.command()(retention.gc)
 app.command()(training.train)
 app.command()(training.evaluate)
+app.command()(segmenting.segment)
+app.command("train-segmenter")(segmenting.train_segmenter)
 app.command("keys")(making.make_keys)
 app.command("secrets")(making.make_secrets)
 app.command("prepare-store")(making.prepare_store)

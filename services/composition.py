@@ -124,6 +124,7 @@ def build_service(
 
             return build_segmenter(
                 store=store,
+                settings=settings.segmenter,
                 max_slice_spacing_mm=settings.resampler.max_spacing_mm,
                 tolerance_mm=settings.resampler.spacing_tolerance_mm,
             )

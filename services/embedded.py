@@ -169,6 +169,7 @@ def intake_of(settings: Settings, *, store: Store, pseudonyms: Pseudonyms, bundl
         pseudonyms=pseudonyms,
         protocols=bundle.manifest.protocols,
         judged_by=settings.dicom_ingest.model_dump(mode="json"),
+        masks_by="" if settings.segmenter.source == "off" else settings.segmenter.source,
     )
 
 

@@ -17,6 +17,7 @@ from services.fusion_classifier.settings import FusionClassifierSettings
 from services.radiomics_extractor.settings import RadiomicsExtractorSettings
 from services.report_generator.settings import ReportGeneratorSettings
 from services.resampler.settings import ResamplerSettings
+from services.segmenter.settings import SegmenterSettings
 from shared.pipeline.minio_store import StoreSettings
 from shared.pipeline.rabbit_broker import BrokerSettings
 from shared.pipeline.worker import STUCK_SECONDS
@@ -138,6 +139,7 @@ class Settings(_Section):
     inbox: InboxSettings = Field(default_factory=InboxSettings)
     pressure: PressureSettings = Field(default_factory=PressureSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    segmenter: SegmenterSettings = Field(default_factory=SegmenterSettings)
     resampler: ResamplerSettings = Field(default_factory=ResamplerSettings)
     radiomics_extractor: RadiomicsExtractorSettings = Field(default_factory=RadiomicsExtractorSettings)
     deep_extractor: DeepExtractorSettings = Field(default_factory=DeepExtractorSettings)

@@ -78,15 +78,26 @@ class StoredSeries:
 
 
 class Intake:
-    """Stores collected series under pseudonymous ids. `judged_by`: the settings whose change judges a series anew."""
+    """Stores collected series under pseudonymous ids. `judged_by`: the settings whose change judges a series anew.
+
+    `masks_by`: who makes the masks of series that come without ("" nobody). Such a series is another one when that
+    changes, so that a refusal for want of a mask does not outlive the setting that caused it.
+    """
 
     def __init__(
-        self, *, store: Store, pseudonyms: Pseudonyms, protocols: Protocols, judged_by: Mapping[str, Any]
+        self,
+        *,
+        store: Store,
+        pseudonyms: Pseudonyms,
+        protocols: Protocols,
+        judged_by: Mapping[str, Any],
+        masks_by: str = "",
     ) -> None:
         self._store = store
         self._pseudonyms = pseudonyms
         self._protocols = protocols
         self._judged_by = dict(judged_by)
+        self._masks_by = masks_by
 
     def store_study(self, identity: PatientIdentity, collected: Iterable[CollectedSeries]) -> StoredStudy:
         """Store the series of one study one by one, then its plan; returns the facts, which are not told here."""
@@ -202,6 +213,7 @@ class Intake:
                     **self._judged_by,
                     "demographics": series.demographics.model_dump(mode="json"),
                     "mask_faults": list(series.mask_faults),
+                    **({"masks_by": self._masks_by} if hashed is None and self._masks_by else {}),
                 },
             ),
             image_hash=image_hash,

@@ -21,6 +21,7 @@ from services.dicom_ingest.label_maps import LARGEST_LABEL, LabelMap, LabelMapEr
 from services.dicom_ingest.level_masks import LevelMask, MaskRefused, ReadMask, merge_levels
 from services.dicom_ingest.mask_choice import masks_of_series
 from services.dicom_ingest.masks_nifti import (
+    MAX_VOXELS,
     NiftiRefused,
     content_sha256,
     read_label_values,
@@ -375,7 +376,7 @@ def collect_pair(
     pair: PairedImage,
     *,
     read_folder: ReadFolder,
-    max_voxels: int = 1_000_000_000,
+    max_voxels: int = MAX_VOXELS,
     limits: IngestSettings | None = None,
 ) -> CollectedSeries:
     """The volume of an image with its masks on its grid; what is refused says why and costs only itself.
@@ -383,7 +384,7 @@ def collect_pair(
     `read_folder` reads the one DICOM series of a folder; demographics of the CSV hold before those of DICOM. `limits`
     are those of DICOM masks.
     """
-    series = read_folder(pair.image) if pair.image.is_dir() else _nifti_series(pair.image, max_voxels=max_voxels)
+    series = read_folder(pair.image) if pair.image.is_dir() else nifti_series(pair.image, max_voxels=max_voxels)
     known = pair.demographics
     series = replace(
         series,
@@ -424,7 +425,8 @@ def _dicom_masks(
     return mask, tuple(dict.fromkeys([*faults, *more]))
 
 
-def _nifti_series(path: Path, *, max_voxels: int) -> CollectedSeries:
+def nifti_series(path: Path, *, max_voxels: int = MAX_VOXELS) -> CollectedSeries:
+    """A NIfTI image as a series: a volume, or the reasons why there is none."""
     try:
         volume, warnings = read_nifti_volume(path, max_voxels=max_voxels)
     except NiftiRefused as error:

@@ -6,6 +6,7 @@ policy in the page itself forbids the rest. Jinja2 escapes every value.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ from services.report_generator.study_report import CaseReport, StudyReport
 from services.report_generator.worklist import Worklist
 from shared.fracture.bundle import ClassifierKind
 from shared.fracture.ids import short
+from shared.fracture.keys import SpineView
 
 MINUS: Final = "\N{MINUS SIGN}"
 MASK_SOURCES: Final = {
@@ -57,8 +59,17 @@ class _Card:
     strongest: float
 
 
-def study_page(report: StudyReport, *, views: Mapping[str, SagittalView], patient: PatientShown | None = None) -> str:
-    """The page of a study's report. `views` by case id; where one is missing the page says so."""
+def study_page(
+    report: StudyReport,
+    *,
+    views: Mapping[str, SagittalView],
+    spines: Mapping[str, Mapping[SpineView, bytes]] | None = None,
+    patient: PatientShown | None = None,
+) -> str:
+    """The page of a study's report.
+
+    `views` by case id, `spines` (PNG of the whole spine) by series id; where one is missing the page says so.
+    """
     return (
         _templates()
         .get_template("study_report.html.j2")
@@ -66,12 +77,20 @@ def study_page(report: StudyReport, *, views: Mapping[str, SagittalView], patien
             report=report,
             cards=[_card(case, views.get(case.case_id)) for case in report.scored],
             patient=patient,
+            spines={
+                series_id: {view: _data_uri(png) for view, png in pictures.items()}
+                for series_id, pictures in (spines or {}).items()
+            },
             window_width=WINDOW_WIDTH_HU,
             window_level=WINDOW_LEVEL_HU,
             mask_sources=MASK_SOURCES,
             classifiers=CLASSIFIERS,
         )
     )
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def worklist_page(

@@ -17,6 +17,7 @@ from shared.fracture.crop import MAX_CROP_VOXELS
 from shared.fracture.ledger import StudyState
 from shared.fracture.records import CaseRecord, MaskRecord, Record, SeriesManifest, StudyIdentity
 from shared.fracture.sagittal import sagittal_box
+from shared.fracture.spine.record import SpineRecord
 from shared.fracture.volume import mask_from_nrrd, volume_from_nrrd
 from shared.pipeline.errors import NotInStore
 from shared.pipeline.store import Store
@@ -38,10 +39,11 @@ def write_report(store: Store, state: StudyState, *, bundle: ScoringBundle, name
         return False
     report = read_report(store, state, bundle=bundle)
     views = read_views(store, report)
-    store.put(wanted[0], study_page(report, views=views).encode())
+    spines = read_spine_pictures(store, state)
+    store.put(wanted[0], study_page(report, views=views, spines=spines).encode())
     if named:
         patient = read_patient(store, state.study_id)
-        page = study_page(report, views=views, patient=patient)
+        page = study_page(report, views=views, spines=spines, patient=patient)
         store.put(keys.named_report(state.study_id, state.report_id, "html"), page.encode())
         store.put(keys.named_report(state.study_id, state.report_id, "json"), named_json(report, patient))
     store.put(mark, report.to_bytes())
@@ -58,6 +60,7 @@ def read_report(store: Store, state: StudyState, *, bundle: ScoringBundle) -> St
             cases[status.case_id] = record
     manifests: dict[str, SeriesManifest] = {}
     masks: dict[str, MaskRecord] = {}
+    spines: dict[str, SpineRecord] = {}
     for series in state.series:
         series_id = series.planned.series_id
         manifest = find_record(store, keys.manifest(series_id, series.planned.manifest_id), SeriesManifest)
@@ -67,7 +70,25 @@ def read_report(store: Store, state: StudyState, *, bundle: ScoringBundle) -> St
             mask = find_record(store, keys.mask_record(series_id, series.plan.mask_hash), MaskRecord)
             if mask is not None:
                 masks[series_id] = mask
-    return build(state, bundle=bundle, cases=cases, manifests=manifests, masks=masks)
+            if series.plan.spine_hash is not None:
+                spine = find_record(store, keys.spine(series_id, series.plan.spine_hash), SpineRecord)
+                if spine is not None:
+                    spines[series_id] = spine
+    return build(state, bundle=bundle, cases=cases, manifests=manifests, masks=masks, spines=spines)
+
+
+def read_spine_pictures(store: Store, state: StudyState) -> dict[str, dict[keys.SpineView, bytes]]:
+    """The pictures (PNG) of the whole spine by series id and view; one that retention dropped is left out."""
+    found: dict[str, dict[keys.SpineView, bytes]] = {}
+    for series in state.series:
+        spine_hash = None if series.plan is None else series.plan.spine_hash
+        for view in () if spine_hash is None else keys.SPINE_VIEWS:
+            try:
+                png = store.get(keys.spine_picture(series.planned.series_id, spine_hash or "", view))
+            except NotInStore:
+                continue
+            found.setdefault(series.planned.series_id, {})[view] = png
+    return found
 
 
 def read_views(store: Store, report: StudyReport) -> dict[str, SagittalView]:

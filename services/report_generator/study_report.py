@@ -8,7 +8,7 @@ Every probability stands in one object with the basis on which the fracture itse
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,8 @@ from shared.fracture.levels import sort_key
 from shared.fracture.nomogram import NomogramModel, NomogramReading
 from shared.fracture.protocol import Preset, Protocols, RoiKind
 from shared.fracture.records import (
+    GATED_BASIS,
+    GIVEN_BASIS,
     CaseRecord,
     Classified,
     DeadLetterNote,
@@ -32,12 +34,13 @@ from shared.fracture.records import (
     Warned,
 )
 from shared.fracture.scoring import DEMO_FLAG, RESEARCH_FLAG, Classification, Contribution, OutsideRange
+from shared.fracture.spine.gate import Gate
+from shared.fracture.spine.record import Finding, SegmenterNote, SpineRecord
 from shared.pipeline.envelope import only_unknown_fields
 from shared.pipeline.errors import NewerSchema
 
 RESEARCH_USE: Final = "Research use only. Not a medical device; not for diagnosis or treatment."
 DEMONSTRATION: Final = "DEMONSTRATION MODEL trained on synthetic phantoms: no clinical meaning."
-FRACTURE_BASIS: Final = "fracture given by the mask, not assessed"
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -161,6 +164,24 @@ class CaseReport(_Frozen):
     result: ScoredResult | None = None
 
 
+class SpineReport(_Frozen):
+    """The spine of a series: who made the masks, what the levels rest on, and every vertebra's heights."""
+
+    segmenter: SegmenterNote
+    levels_from: str
+    doubts: tuple[str, ...] = ()
+    gate: Gate
+    gated: bool
+    findings: tuple[Finding, ...]
+
+    @property
+    def maker(self) -> str:
+        """Who made the masks, in words."""
+        if self.segmenter.kind == "given":
+            return "masks that came with the series"
+        return f"{self.segmenter.kind} segmenter {self.segmenter.name} {self.segmenter.version}".strip()
+
+
 class SeriesReport(_Frozen):
     """One series of the study's newest plan."""
 
@@ -174,6 +195,8 @@ class SeriesReport(_Frozen):
     plan_revision: int | None = None
     notes: tuple[str, ...] = ()
     """What a reader should know of its masks and its acquisition."""
+    spine: SpineReport | None = None
+    """None where nobody measured it."""
 
 
 class StudyReport(_Frozen):
@@ -220,12 +243,14 @@ def build(
     cases: Mapping[str, CaseRecord],
     manifests: Mapping[str, SeriesManifest],
     masks: Mapping[str, MaskRecord],
+    spines: Mapping[str, SpineRecord] | None = None,
 ) -> StudyReport:
     """The report of a study's state.
 
-    `cases` by case id, `manifests` and `masks` by series id; each may lack entries, then less is said. ValueError
-    where a result was made with another bundle.
+    `cases` by case id, `manifests`, `masks` and `spines` by series id; each may lack entries, then less is said.
+    ValueError where a result was made with another bundle.
     """
+    known = spines or {}
     manifest = bundle.manifest
     shown = [_case(status, record=cases.get(status.case_id), bundle=bundle) for status in state.cases]
     shown.sort(key=lambda case: (sort_key(case.level), case.series_id, case.case_id))
@@ -236,7 +261,7 @@ def build(
         plan_revision=state.plan.revision,
         research_use=RESEARCH_USE,
         demonstration=note.demonstration,
-        fracture_basis=FRACTURE_BASIS,
+        fracture_basis=basis_of(known.values(), count=sum(1 for one in state.series if one.plan is not None)),
         bundle=note,
         protocols=manifest.protocols,
         demographics=state.plan.demographics,
@@ -247,10 +272,19 @@ def build(
                 status,
                 manifest=manifests.get(status.planned.series_id),
                 mask=masks.get(status.planned.series_id),
+                spine=known.get(status.planned.series_id),
             )
             for status in state.series
         ),
     )
+
+
+def basis_of(spines: Iterable[SpineRecord], *, count: int) -> str:
+    """On what it rests that the vertebrae of a study are fractured; `count`: of its series that have masks."""
+    gated = sum(1 for spine in spines if spine.gated)
+    if gated == 0:
+        return GIVEN_BASIS
+    return GATED_BASIS if gated >= count else f"{GIVEN_BASIS}; or {GATED_BASIS}"
 
 
 def _case(status: CaseStatus, *, record: CaseRecord | None, bundle: ScoringBundle) -> CaseReport:
@@ -266,7 +300,7 @@ def _case(status: CaseStatus, *, record: CaseRecord | None, bundle: ScoringBundl
     }
     match outcome:
         case Classified():
-            basis = FRACTURE_BASIS if record is None else record.fracture_basis
+            basis = GIVEN_BASIS if record is None else record.fracture_basis
             base["result"] = scored_result(outcome, bundle=bundle, fracture_basis=basis)
             base["warnings"] = _each_once((*known.get("warnings", ()), *outcome.warnings))
         case NotEvaluated():
@@ -346,7 +380,9 @@ def _each_once(warnings: tuple[Warned, ...]) -> tuple[Warned, ...]:
     return tuple({(warning.code, warning.sentence): warning for warning in warnings}.values())
 
 
-def _series(status: SeriesStatus, *, manifest: SeriesManifest | None, mask: MaskRecord | None) -> SeriesReport:
+def _series(
+    status: SeriesStatus, *, manifest: SeriesManifest | None, mask: MaskRecord | None, spine: SpineRecord | None
+) -> SeriesReport:
     planned = status.planned
     return SeriesReport(
         series_id=planned.series_id,
@@ -358,6 +394,16 @@ def _series(status: SeriesStatus, *, manifest: SeriesManifest | None, mask: Mask
         reasons=status.reasons,
         plan_revision=None if status.plan is None else status.plan.revision,
         notes=_notes(manifest, mask),
+        spine=None
+        if spine is None
+        else SpineReport(
+            segmenter=spine.segmenter,
+            levels_from=spine.levels_from,
+            doubts=spine.doubts,
+            gate=spine.gate,
+            gated=spine.gated,
+            findings=spine.findings,
+        ),
     )
 
 

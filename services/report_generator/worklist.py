@@ -14,12 +14,12 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from services.report_generator.study_report import FRACTURE_BASIS, BundleNote, ScoringBundle, scored_result
+from services.report_generator.study_report import BundleNote, ScoringBundle, scored_result
 from shared.fracture.bundle import ClassName
 from shared.fracture.ids import digest, short
 from shared.fracture.ledger import CaseStatus, SeriesStatus, StudyState, sweep_ledger
 from shared.fracture.levels import sort_key
-from shared.fracture.records import CaseRecord, Classified, Demographics, Record, SweepPlan, Warned
+from shared.fracture.records import GIVEN_BASIS, CaseRecord, Classified, Demographics, Record, SweepPlan, Warned
 
 FORMULA_SIGNS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 """What a spreadsheet takes for the start of a formula."""
@@ -165,7 +165,7 @@ def _urgency(row: ScoredRow) -> tuple[bool, float, str, tuple[int, str], str]:
 def _scored_row(
     state: StudyState, case: CaseStatus, outcome: Classified, *, record: CaseRecord | None, bundle: ScoringBundle
 ) -> ScoredRow:
-    basis = FRACTURE_BASIS if record is None else record.fracture_basis
+    basis = GIVEN_BASIS if record is None else record.fracture_basis
     demographics: Demographics = state.plan.demographics if record is None else record.demographics
     result = scored_result(outcome, bundle=bundle, fracture_basis=basis)
     warned: tuple[Warned, ...] = (*(() if record is None else record.warnings), *outcome.warnings)

@@ -36,6 +36,8 @@ from shared.fracture.levels import sort_key
 from shared.fracture.messages import FACTS, CaseReady, Fact, MasksReady
 from shared.fracture.protocol import CropProtocol
 from shared.fracture.records import (
+    GATED_BASIS,
+    GIVEN_BASIS,
     CaseRecord,
     MaskRecord,
     NotEvaluated,
@@ -43,8 +45,10 @@ from shared.fracture.records import (
     Rejection,
     SeriesManifest,
     SeriesPlan,
+    Warned,
 )
-from shared.fracture.topology import RESAMPLER
+from shared.fracture.spine.record import Finding, SpineRecord
+from shared.fracture.topology import RESAMPLER, SEGMENTER
 from shared.pipeline.errors import NotInStore, OverBudget, Reject, Retry
 from shared.pipeline.process_pool import ProcessPool
 from shared.pipeline.service import Service
@@ -68,6 +72,7 @@ Wanted = Callable[[MasksReady], Collection[str]]
 """Which levels of a series are to become cases, for training: then no plan is made, and no sweep's ledger counts them.
 Where it is not given, all of them are planned."""
 
+NOT_MEASURED: Final = "the heights of the vertebra could not be measured"
 SERIES_PER_PROCESS: Final = 50
 """After so many series a process is replaced by a new one, since long-lived ones leak."""
 
@@ -94,37 +99,48 @@ class Resampler:
                 f"the series asks for crop protocol {ids.short(fact.protocols.crop_hash)}, this worker's bundle has "
                 f"{ids.short(self.protocol.crop_hash)}; start workers with that bundle"
             )
-        manifest, masks = self._records(fact)
+        manifest, masks, spine = self._records(fact)
         cases = planned_cases(manifest, masks)
         if not cases:
             raise Reject(*no_case_reasons(masks))
+        kept_out: Mapping[str, NotEvaluated] = {}
         if self.wanted is not None:
             asked = self.wanted(fact)
             cases = tuple(case for case in cases if case.level in asked)
-        wants = {case.level: self._want(fact, case) for case in cases if case.level in masks.levels}
+        elif spine is not None:  # cohorts for training are never gated
+            kept_out = kept_out_by_gate([case for case in cases if case.level in masks.levels], spine)
+        wants = {
+            case.level: self._want(fact, case)
+            for case in cases
+            if case.level in masks.levels and case.level not in kept_out
+        }
         results = self._results(wants, manifest=manifest, masks=masks)
         if self.wanted is None:
             self._write_plan(fact, cases)
         dear: list[str] = []
         for case in cases:
             result = results.get(case.level)
-            if not isinstance(result, TooDear):
-                yield self._told(fact, case, manifest=manifest, masks=masks, result=result)
+            if case.level in kept_out:
+                yield case_not_evaluated(self.store, self._ready(fact, case), kept_out[case.level])
+            elif not isinstance(result, TooDear):
+                yield self._told(fact, case, manifest=manifest, masks=masks, spine=spine, result=result)
             elif wants[case.level].need == "needed":
                 dear.append(case.level)
             else:
-                yield self._told(fact, case, manifest=manifest, masks=masks, result=None)
+                yield self._told(fact, case, manifest=manifest, masks=masks, spine=spine, result=None)
         if dear:
             raise OverBudget(f"the crop of {', '.join(dear)} wanted more than {self.settings.memory_gib:g} GiB")
 
-    def _records(self, fact: MasksReady) -> tuple[SeriesManifest, MaskRecord]:
+    def _records(self, fact: MasksReady) -> tuple[SeriesManifest, MaskRecord, SpineRecord | None]:
+        spine = None if fact.spine_hash is None else keys.spine(fact.series_id, fact.spine_hash)
         try:
             return (
                 read_record(self.store, keys.manifest(fact.series_id, fact.manifest_id), SeriesManifest),
                 read_record(self.store, keys.mask_record(fact.series_id, fact.mask_hash), MaskRecord),
+                None if spine is None else read_record(self.store, spine, SpineRecord),
             )
         except NotInStore:
-            raise Retry("the manifest or the mask record of the series is not in the store") from None
+            raise Retry("the manifest, the mask record or the spine record of the series is not in the store") from None
 
     def _want(self, fact: MasksReady, case: PlannedCase) -> Want:
         """What a case asks of the volume: its first crop, or one that was dropped and is still worked on."""
@@ -199,7 +215,8 @@ class Resampler:
 
         def made(number: int, last: SeriesPlan | None) -> SeriesPlan | None:
             for plan in [] if last is None else revisions(self.store, prefix, SeriesPlan):
-                if (plan.manifest_id, plan.mask_hash, plan.cases) == (fact.manifest_id, fact.mask_hash, cases):
+                same = (plan.manifest_id, plan.mask_hash, plan.spine_hash, plan.cases)
+                if same == (fact.manifest_id, fact.mask_hash, fact.spine_hash, cases):
                     return None
             return SeriesPlan(
                 study_id=fact.study_id,
@@ -209,9 +226,15 @@ class Resampler:
                 revision=number,
                 supersedes=None if last is None else last.revision,
                 cases=cases,
+                spine_hash=fact.spine_hash,
             )
 
         write_revision(self.store, prefix, SeriesPlan, made)
+
+    def _ready(self, fact: MasksReady, case: PlannedCase) -> CaseReady:
+        return CaseReady(
+            study_id=fact.study_id, series_id=fact.series_id, case_id=case.case_id, protocols=fact.protocols
+        )
 
     def _told(
         self,
@@ -220,11 +243,10 @@ class Resampler:
         *,
         manifest: SeriesManifest,
         masks: MaskRecord,
+        spine: SpineRecord | None,
         result: CaseResult | None,
     ) -> Fact:
-        ready = CaseReady(
-            study_id=fact.study_id, series_id=fact.series_id, case_id=case.case_id, protocols=fact.protocols
-        )
+        ready = self._ready(fact, case)
         if case.level not in masks.levels:
             return reject_case(self.store, ready, service=RESAMPLER, reasons=(masks.refused[case.level],))
         record = self._case_record(case.case_id)
@@ -237,7 +259,7 @@ class Resampler:
             if isinstance(result, ComputedCase) and result.image:
                 self._write_crop(case, result)
         elif isinstance(result, ComputedCase):
-            record = self._write_case(case, result, manifest=manifest, masks=masks)
+            record = self._write_case(case, result, manifest=manifest, masks=masks, spine=spine)
         else:
             outcome = keys.outcome("rejected", fact.protocols.scope, case.case_id)
             before = find_record(self.store, outcome, Rejection)
@@ -259,7 +281,13 @@ class Resampler:
         )
 
     def _write_case(
-        self, case: PlannedCase, result: ComputedCase, *, manifest: SeriesManifest, masks: MaskRecord
+        self,
+        case: PlannedCase,
+        result: ComputedCase,
+        *,
+        manifest: SeriesManifest,
+        masks: MaskRecord,
+        spine: SpineRecord | None,
     ) -> CaseRecord:
         """The record of a case, written last: where it lies, the crop lies too unless a guard applies."""
         warnings = (
@@ -269,6 +297,8 @@ class Resampler:
             *contrast_warnings(manifest.acquisition),
             *result.crop_warnings,
         )
+        finding = None if spine is None else spine.finding(case.level)
+        measured = () if finding is None else tuple(Warned(code="heights", sentence=one) for one in finding.warnings)
         if not result.guards:
             self._write_crop(case, result)
         record = CaseRecord(
@@ -288,7 +318,8 @@ class Resampler:
             acquisition=manifest.acquisition,
             demographics=manifest.demographics,
             guards=result.guards,
-            warnings=tuple(dict.fromkeys(warnings)),
+            warnings=tuple(dict.fromkeys((*warnings, *measured))),
+            fracture_basis=fracture_basis(finding, gated=spine is not None and spine.gated),
         )
         write_record(self.store, keys.case_record(self.protocol.crop_hash, case.case_id), record)
         return record
@@ -299,6 +330,35 @@ class Resampler:
 
     def _case_record(self, case_id: str) -> CaseRecord | None:
         return find_record(self.store, keys.case_record(self.protocol.crop_hash, case_id), CaseRecord)
+
+
+def kept_out_by_gate(cases: Iterable[PlannedCase], spine: SpineRecord) -> dict[str, NotEvaluated]:
+    """Level → why it is not scored, of those that the gate keeps out; none where the spine's record only annotates."""
+    found: dict[str, NotEvaluated] = {}
+    for case in cases if spine.gated else ():
+        finding = spine.finding(case.level)
+        if finding is not None and finding.decision == "fractured":
+            continue
+        kind: Literal["guard", "not-fractured", "review"] = "guard"
+        if finding is not None and finding.decision in ("review", "not-fractured"):
+            kind = "review" if finding.decision == "review" else "not-fractured"
+        found[case.level] = NotEvaluated(
+            case_id=case.case_id,
+            kind=kind,
+            service=SEGMENTER,
+            reasons=(NOT_MEASURED,) if finding is None else (finding.reason, *finding.warnings),
+            codes=("gate",),
+        )
+    return found
+
+
+def fracture_basis(finding: Finding | None, *, gated: bool) -> str:
+    """On what it rests that a vertebra is fractured, in one line."""
+    if finding is None:
+        return GIVEN_BASIS
+    if gated:
+        return f"{GATED_BASIS}: {finding.words}"
+    return f"{GIVEN_BASIS}; measured: {finding.words}"
 
 
 def planned_cases(manifest: SeriesManifest, masks: MaskRecord) -> tuple[PlannedCase, ...]:

@@ -88,7 +88,7 @@ STORE_RIGHTS: Final[Mapping[str, StoreRights]] = {
         ),
         deletes=(INBOX,),
     ),
-    topology.SEGMENTER: StoreRights(reads=(MANIFESTS, MASKS), writes=(REJECTED_SERIES,)),
+    topology.SEGMENTER: StoreRights(reads=(MANIFESTS, MASKS, VOLUMES), writes=(MASKS, REJECTED_SERIES)),
     topology.RESAMPLER: StoreRights(
         reads=(CASES, FEATURES, MANIFESTS, MASKS, OUTCOMES, SERIES_PLANS, VOLUMES),
         writes=(CASES, NOT_EVALUATED, REJECTED_CASES, REJECTED_SERIES, SERIES_PLANS),

@@ -11,6 +11,9 @@ from typing import Final, Literal
 RESTRICTED: Final[tuple[str, ...]] = ("identities/", "inbox/", "named/")
 
 Outcome = Literal["classified", "not-evaluated", "rejected", "dead-lettered"]
+SpineView = Literal["sagittal", "coronal"]
+SPINE_VIEWS: Final[tuple[SpineView, ...]] = ("sagittal", "coronal")
+
 OUTCOMES: Final[tuple[Outcome, ...]] = ("classified", "not-evaluated", "rejected", "dead-lettered")
 """Terminal states of a case; where two records lie, the earlier in this order counts."""
 
@@ -44,6 +47,16 @@ def body_mask(series_id: str, mask_hash: str) -> str:
 def mask_record(series_id: str, mask_hash: str) -> str:
     """What the label map holds (records.MaskRecord)."""
     return f"masks/{series_id}/{mask_hash}.json"
+
+
+def spine(series_id: str, spine_hash: str) -> str:
+    """Levels, heights and the gate's decisions of a series under a mask (spine.record.SpineRecord)."""
+    return f"masks/{series_id}/{spine_hash}.spine.json"
+
+
+def spine_picture(series_id: str, spine_hash: str, view: SpineView) -> str:
+    """The whole spine with its masks, levels and heights (PNG)."""
+    return f"masks/{series_id}/{spine_hash}.{view}.png"
 
 
 # plans --------------------------------------------------------------------------------------------------------------

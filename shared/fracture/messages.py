@@ -73,6 +73,8 @@ class MasksReady(OfSeries):
     """The masks that this series is to be scored with are durable."""
 
     mask_hash: Id
+    spine_hash: Id | None = None
+    """Levels, heights and the gate's decisions under these masks (keys.spine); None where nobody measured them."""
 
 
 class SeriesRejected(OfSeries):

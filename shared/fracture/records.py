@@ -166,6 +166,8 @@ class SeriesPlan(Record):
     revision: int
     supersedes: int | None = None
     cases: tuple[PlannedCase, ...]
+    spine_hash: str | None = None
+    """Levels, heights and the gate's decisions that these cases were planned with (keys.spine)."""
 
 
 class GuardRecord(BaseModel):
@@ -177,6 +179,11 @@ class GuardRecord(BaseModel):
     sentence: str
     value: float | None = None
     limit: float | None = None
+
+
+GIVEN_BASIS: Final = "fracture given by the mask, not assessed"
+GATED_BASIS: Final = "fracture by measured height loss, seen by no reader"
+"""What it rests on that a vertebra is fractured at all: every probability holds only under it."""
 
 
 class CaseRecord(Record):
@@ -200,7 +207,7 @@ class CaseRecord(Record):
     demographics: Demographics
     guards: tuple[GuardRecord, ...] = ()
     warnings: tuple[Warned, ...] = ()
-    fracture_basis: str = "fracture given by the mask, not assessed"
+    fracture_basis: str = GIVEN_BASIS
 
 
 class Rejection(Record):

@@ -95,7 +95,7 @@ _RULES: Final = (
     # of a study: first what depends on its plans to be found, its own plan last; a crop's mask before its image
     _rule(r"cases/[^/]+/<case>/mask\.nrrd", "derived"),
     _rule(r"cases/[^/]+/<case>/image\.nrrd", "derived"),
-    _rule(r"masks/<series>/[^/]+\.nrrd", "derived"),
+    _rule(r"masks/<series>/[^/]+\.(?:nrrd|png)", "derived"),
     _rule(r"volumes/<series>/[^/]+\.nrrd", "derived"),
     _rule(r"features/(?:hcr|dtl)/[^/]+/(?P<case>[^/]+)\.json", "features"),
     _rule(r"named/reports/<study>/[^/]+\.\w+", "identities"),

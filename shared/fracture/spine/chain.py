@@ -8,7 +8,7 @@ posterior and left (shared.fracture.crop.reoriented).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -42,14 +42,19 @@ class BodyMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Vertebra:
-    """One body of a chain. `box`: where it lies in the map (array indices)."""
+    """One body of a chain."""
 
     frame: BodyFrame
     measured: MeasuredBody | None
     volume_ml: float
     cut_off: bool
     step_mm: float
-    box: Box
+
+    def moved(self, by_zyx_mm: Vector) -> Vertebra:
+        """The same vertebra where the grid's first voxel lies elsewhere."""
+        frame = self.frame
+        there = frame_of(frame.centre_zyx + by_zyx_mm, up=frame.up, back=frame.back)
+        return replace(self, frame=there)
 
     def chain_body(self) -> ChainBody:
         """What grade and gate need of it."""
@@ -85,7 +90,6 @@ def measured_chain(
                     low <= rim or high >= n - rim for (low, high), n in zip(box, bodies.labels.shape, strict=True)
                 ),
                 step_mm=float(np.linalg.norm(frame.up * steps)),
-                box=box,
             )
         )
     return vertebrae

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
+from shared.fracture.spine.gate import Decision, GateSettings, Shape
 from shared.fracture.spine.heights import ANTERIOR_WINDOW, POSTERIOR_WINDOW, Heights, MeasuredBody
-
-Shape = Literal["none", "wedge", "biconcave", "crush"]
-Decision = Literal["fractured", "review", "not-fractured", "not-evaluable"]
 
 GENANT: Final = (0.20, 0.25, 0.40)
 """Height loss from which on a deformity is mild (grade 1), moderate (2), severe (3)."""
@@ -29,34 +26,6 @@ MIN_NEIGHBOURS: Final = 2
 SLOPE_RANGE_MM: Final = (-0.5, 1.5)
 """By how much a posterior height can change from one level to the next below: steeper lines are noise."""
 _EDGE: Final = (sum(ANTERIOR_WINDOW) / 2) / (sum(POSTERIOR_WINDOW) / 2 - sum(ANTERIOR_WINDOW) / 2)
-
-Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-class GateSettings(BaseModel):
-    """The limits of the gate; SEGMENTATION 3 of the design notes gives the defaults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fractured_from: Share = Field(default=0.25, description="Height loss from which on a vertebra is fractured.")
-    review_from: Share = Field(
-        default=0.20, description="Height loss from which on a person has to look (mild deformity)."
-    )
-    thick_step_mm: Annotated[float, Field(gt=0)] = Field(
-        default=1.5, description="Above this voxel step (mm) along a body's axis the wider limits hold."
-    )
-    thick_fractured_from: Share = Field(
-        default=0.35, description="On thick slices: height loss from which on a vertebra is fractured."
-    )
-    thick_review_from: Share = Field(
-        default=0.15, description="On thick slices: height loss from which on a person has to look."
-    )
-    max_step_mm: Annotated[float, Field(gt=0)] = Field(
-        default=3.0, description="Above this voxel step (mm) along a body's axis heights are not read."
-    )
-    step_tolerance_mm: Annotated[float, Field(ge=0)] = Field(
-        default=0.01, description="By how much (mm) a step may exceed its limit and still pass."
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

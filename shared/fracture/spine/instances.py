@@ -135,7 +135,8 @@ def chain_of(pieces: list[Piece]) -> list[Piece]:
 def bodies_of(body: NDArray[np.bool_], *, spacing_mm: float) -> NDArray[np.uint8]:
     """Label map of the bodies in a map of an isotropic grid whose first axis goes to the head: 1 is the highest.
 
-    Voxels that the opening took from a body's surface are given back to it.
+    Voxels that the opening took from a body's surface are given back to it; a body is solid, whatever (cement, gas in
+    a cleft) the map was unsure of inside.
     """
     labels = joined(separated(body, spacing_mm=spacing_mm), spacing_mm=spacing_mm)
     chain = chain_of(pieces_of(labels, spacing_mm=spacing_mm))
@@ -148,4 +149,7 @@ def bodies_of(body: NDArray[np.bool_], *, spacing_mm: float) -> NDArray[np.uint8
     far, nearest = ndimage.distance_transform_edt(found == 0, sampling=(spacing_mm,) * 3, return_indices=True)
     given_back = body & (far > 0) & (far <= 2 * spacing_mm) & (labels == 0)
     found[given_back] = found[tuple(nearest[:, given_back])]
+    for number, box in enumerate(ndimage.find_objects(found), start=1):
+        mine = found[box] == number
+        found[box][ndimage.binary_fill_holes(mine) & ~mine] = number
     return found

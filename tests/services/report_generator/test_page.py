@@ -10,10 +10,10 @@ from services.report_generator.page import PatientShown, study_page
 from services.report_generator.reports import read_report, read_views
 from services.report_generator.service import build
 from services.report_generator.settings import ReportGeneratorSettings
-from services.report_generator.study_report import DEMONSTRATION, FRACTURE_BASIS
+from services.report_generator.study_report import DEMONSTRATION
 from shared.fracture.bundle import ClassName
 from shared.fracture.messages import SweepClosed
-from shared.fracture.records import Warned
+from shared.fracture.records import GIVEN_BASIS, Warned
 from shared.pipeline.store import Store
 from shared.records.ledger import study_state
 from tests.services.report_generator.pages import Page
@@ -130,7 +130,7 @@ def test_every_probability_of_a_card_stands_beside_its_basis(store: Store, bundl
 
     rows = re.findall(r'<div class="label">(.*?)</div>', html, flags=re.S)
     assert len(rows) == 4
-    assert all(FRACTURE_BASIS in row and "%" in row for row in rows)
+    assert all(GIVEN_BASIS in row and "%" in row for row in rows)
 
 
 def test_a_card_shows_picture_outline_nomogram_features_and_versions(store: Store, bundle: SampleBundle) -> None:

@@ -8,9 +8,9 @@ import jsonschema
 import pytest
 
 from services.report_generator.reports import read_report
-from services.report_generator.study_report import DEMONSTRATION, FRACTURE_BASIS, StudyReport, report_schema_bytes
+from services.report_generator.study_report import DEMONSTRATION, StudyReport, report_schema_bytes
 from shared.fracture import keys
-from shared.fracture.records import Warned
+from shared.fracture.records import GIVEN_BASIS, Warned
 from shared.pipeline.errors import NewerSchema
 from shared.pipeline.store import Store
 from shared.records.ledger import study_state
@@ -78,7 +78,7 @@ def test_the_basis_stands_beside_every_probability(store: Store, bundle: SampleB
     shown = _with_probability(json.loads(report.to_bytes()))
 
     assert len(shown) == 3 * 4
-    assert all(found["fracture_basis"] == FRACTURE_BASIS for found in shown)
+    assert all(found["fracture_basis"] == GIVEN_BASIS for found in shown)
 
 
 def test_scored_vertebrae_stand_with_the_likeliest_acute_first_and_the_others_from_head_to_foot(

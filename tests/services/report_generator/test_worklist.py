@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from services.report_generator.reports import write_report
-from services.report_generator.study_report import DEMONSTRATION, FRACTURE_BASIS
+from services.report_generator.study_report import DEMONSTRATION
 from services.report_generator.worklist import COLUMNS, Worklist, to_csv
 from services.report_generator.worklists import rebuild
+from shared.fracture.records import GIVEN_BASIS
 from shared.pipeline.store import Store
 from shared.records.ledger import study_state, sweep_plan
 from tests.services.report_generator.sample import SampleBundle, SampleCase, SampleStudy, write_study, write_sweep
@@ -67,7 +68,7 @@ def test_the_acute_stand_first_and_the_likeliest_of_them_on_top(store: Store, bu
 def test_every_row_with_a_probability_names_its_basis(store: Store, bundle: SampleBundle) -> None:
     worklist = made_of(store, STUDIES, bundle)
 
-    assert {row.fracture_basis for row in worklist.rows} == {FRACTURE_BASIS}
+    assert {row.fracture_basis for row in worklist.rows} == {GIVEN_BASIS}
     for row in rows_of(to_csv(worklist, link=link)):
         assert bool(row["acute_probability"]) == bool(row["fracture_basis"])
 

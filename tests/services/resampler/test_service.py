@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from services.resampler.regions import region_of
-from services.resampler.service import no_case_reasons, planned_cases, resampler_service
+from services.resampler.service import NOT_MEASURED, no_case_reasons, planned_cases, resampler_service
 from services.resampler.settings import ResamplerSettings
 from shared.fracture import keys
 from shared.fracture.crop import crop_vertebra
@@ -26,6 +26,8 @@ from shared.fracture.records import (
     SeriesPlan,
     Warned,
 )
+from shared.fracture.spine.gate import GateSettings
+from shared.fracture.spine.record import Banded, Finding, SegmenterNote, SpineRecord
 from shared.fracture.volume import (
     Geometry,
     Mask,
@@ -160,8 +162,8 @@ def note_each(facts, told):
         told.append(fact)
 
 
-def handle(store, fact, *, protocol=PROTOCOL, settings=None, pool=None):
-    service = resampler_service(store=store, protocol=protocol, settings=settings, pool=pool)
+def handle(store, fact, *, protocol=PROTOCOL, settings=None, pool=None, wanted=None):
+    service = resampler_service(store=store, protocol=protocol, settings=settings, pool=pool, wanted=wanted)
     try:
         return list(service.handlers[MasksReady](fact))
     finally:
@@ -675,3 +677,97 @@ def test_a_series_whose_process_is_killed_is_tried_again_and_the_worker_lives_on
     assert raised.value.reason == "the resampling process died (signal 9: out of memory?)"
     assert raised.value.exhausted == "over-budget"
     assert isinstance(ready, CaseReady)
+
+
+# the height gate ---------------------------------------------------------------------------------------------------
+def finding(level, decision, **more):
+    lost = Banded(value=0.3, low=0.28, high=0.33)
+    known = {"centre_zyx": (0.0, 0.0, 0.0), "volume_ml": 16.0, "reason": f"{level} is {decision}", **more}
+    return Finding(level=level, decision=decision, loss=lost, grade=2, shape="wedge", **known)
+
+
+def measured(store, fact, *findings, gated):
+    """The spine record of a series, and the fact that names it."""
+    spine = SpineRecord(
+        series_id=SERIES,
+        mask_hash=fact.mask_hash,
+        segmenter=SegmenterNote(kind="built-in" if gated else "given"),
+        levels_from="sacrum" if gated else "mask",
+        gate="auto",
+        gated=gated,
+        limits=GateSettings(),
+        findings=findings,
+    )
+    store.put(keys.spine(SERIES, "9" * 64), spine.to_bytes())
+    return fact.model_copy(update={"spine_hash": "9" * 64})
+
+
+def test_the_gate_lets_fractured_vertebrae_through_and_says_of_each_other_why_not(store):
+    fact = stored(store, blocks(20, 21, 22), {"L1": 20, "L2": 21, "L3": 22})
+    fact = measured(
+        store,
+        fact,
+        finding("L1", "fractured"),
+        finding("L2", "review", warnings=("borderline",)),
+        finding("L3", "not-fractured"),
+        gated=True,
+    )
+
+    facts = handle(store, fact)
+
+    assert [type(one) for one in facts] == [CaseReady, CaseNotEvaluated, CaseNotEvaluated]
+    kept_out = [
+        read_record(store, keys.outcome("not-evaluated", PROTOCOLS.scope, one.case_id), NotEvaluated)
+        for one in facts[1:]
+    ]
+    assert [(one.kind, one.reasons, one.codes, one.service) for one in kept_out] == [
+        ("review", ("L2 is review", "borderline"), ("gate",), "segmenter"),
+        ("not-fractured", ("L3 is not-fractured",), ("gate",), "segmenter"),
+    ]
+    record = read_record(store, keys.case_record(PROTOCOL.crop_hash, facts[0].case_id), CaseRecord)
+    assert record.fracture_basis == (
+        "fracture by measured height loss, seen by no reader: height loss 30% (28% to 33%), Genant grade 2 wedge"
+    )
+    assert not store.exists(
+        keys.case_image(PROTOCOL.crop_hash, facts[1].case_id)
+    )  # no crop is made of what is kept out
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_vertebra_whose_heights_are_not_known_is_not_scored_behind_the_gate(store, known):
+    fact = stored(store, blocks(20), {"L1": 20})
+    fact = measured(store, fact, *([finding("L1", "not-evaluable")] if known else []), gated=True)
+
+    (told,) = handle(store, fact)
+
+    kept_out = read_record(store, keys.outcome("not-evaluated", PROTOCOLS.scope, told.case_id), NotEvaluated)
+    assert kept_out.kind == "guard"
+    assert kept_out.reasons == (("L1 is not-evaluable",) if known else (NOT_MEASURED,))
+
+
+def test_a_spine_that_only_annotates_keeps_nobody_out_and_its_heights_stand_with_the_case(store):
+    fact = stored(store, blocks(20), {"L1": 20})
+    fact = measured(store, fact, finding("L1", "not-fractured", warnings=("thick slices",)), gated=False)
+
+    (told,) = handle(store, fact)
+
+    assert isinstance(told, CaseReady)
+    record = read_record(store, keys.case_record(PROTOCOL.crop_hash, told.case_id), CaseRecord)
+    assert record.fracture_basis.startswith("fracture given by the mask, not assessed; measured: height loss 30%")
+    assert Warned(code="heights", sentence="thick slices") in record.warnings
+
+
+def test_a_cohort_is_never_gated(store):
+    fact = stored(store, blocks(20), {"L1": 20})
+    fact = measured(store, fact, finding("L1", "not-fractured"), gated=True)
+
+    (told,) = handle(store, fact, wanted=lambda fact: {"L1"})
+
+    assert isinstance(told, CaseReady)
+
+
+def test_a_spine_record_that_is_not_there_yet_is_waited_for(store):
+    fact = stored(store, blocks(20), {"L1": 20}).model_copy(update={"spine_hash": "9" * 64})
+
+    with pytest.raises(Retry, match="spine record"):
+        handle(store, fact)

@@ -76,6 +76,8 @@ def test_every_kind_of_key_has_a_class() -> None:
         (keys.mask(SERIES, OTHER), "derived"),
         (keys.body_mask(SERIES, OTHER), "derived"),
         (keys.mask_record(SERIES, OTHER), "ledger"),
+        (keys.spine(SERIES, OTHER), "ledger"),
+        (keys.spine_picture(SERIES, OTHER, "coronal"), "derived"),
         (keys.case_image(OTHER, CASE), "derived"),
         (keys.case_record(OTHER, CASE), "results"),
         (keys.hcr_features(OTHER, CASE), "features"),

@@ -9,7 +9,8 @@ import SimpleITK as sitk
 from shared.fracture.crop import reoriented
 from shared.fracture.levels import VERSE, sort_key
 from shared.fracture.spine.chain import BodyMap, from_bodies, from_vertebrae, measured_chain, thinned
-from shared.fracture.spine.grading import GateSettings, graded, judge
+from shared.fracture.spine.gate import GateSettings
+from shared.fracture.spine.grading import graded, judge
 from shared.fracture.volume import Geometry, Mask, mask_from_sitk
 from tests.fixtures.spines import DrawnBody, draw_spine
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.fracture.spine.gate import GateSettings
 from shared.fracture.spine.grading import (
     ChainBody,
-    GateSettings,
     edges,
     expected_heights,
     grade_of,

@@ -50,6 +50,15 @@ def test_a_crushed_body_stays_one() -> None:
     assert agreement(found, spine, 2) > 0.9
 
 
+def test_a_body_is_solid() -> None:
+    spine = draw_spine([DrawnBody()] * 2, spacing_zyx=GRID)
+    hollow = spine.bodies > 0
+    k, j, i = np.rint(spine.frames[0].centre_zyx / 1.5).astype(int)
+    hollow[k - 2 : k + 2, j - 2 : j + 2, i - 2 : i + 2] = False
+
+    assert bodies_of(hollow, spacing_mm=1.5)[k, j, i] == 1
+
+
 def test_pieces_of_one_body_that_lie_side_by_side_are_put_together() -> None:
     labels = np.zeros((20, 20, 40), dtype=np.int32)
     labels[5:15, 5:15, 5:19] = 1

@@ -1,0 +1,88 @@
+"""segment, train-segmenter: masks of our own, and the network that makes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from services.commands.chosen import chosen
+from services.commands.terminal import bars, log_at, out_console
+from services.commands.training import EXTRA, Steps
+from shared.pipeline.errors import FractureSweepError
+
+
+def segment(
+    image: Annotated[Path, typer.Argument(help="A NIfTI file, or a folder with one DICOM series.")],
+    out: Annotated[Path, typer.Option("--out", help="Where bodies.nii.gz, vertebrae.json and the pictures go.")],
+    network: Annotated[
+        Path | None, typer.Option("--network", help="Folder of a segmenter's network (default: segmenter.network).")
+    ] = None,
+) -> None:
+    """Find the vertebral bodies of one CT, with levels, heights, grades and the gate's decision."""
+    from services.segmentation_by_hand import segment_image
+
+    settings = chosen.settings
+    log_at("WARNING" if settings.log.level == "INFO" else settings.log.level)
+    asked = settings.segmenter if network is None else settings.segmenter.model_copy(update={"network": network})
+    found = segment_image(image, out, ingest=settings.dicom_ingest, settings=asked)
+    table = Table("level", "anterior", "middle", "posterior", "height loss", "Genant", "gate")
+    for one in found.vertebrae.findings:
+        heights = [
+            "–" if height is None else f"{height.value:.1f}"
+            for height in (one.anterior_mm, one.middle_mm, one.posterior_mm)
+        ]
+        loss = "–" if one.loss is None else f"{one.loss.value:.0%} ({one.loss.low:.0%} to {one.loss.high:.0%})"
+        grade = "–" if one.grade is None else f"{one.grade} {'' if one.shape == 'none' else one.shape}".strip()
+        table.add_row(one.level, *heights, loss, grade, one.decision)
+    out_console.print(table)
+    for sentence in (*found.vertebrae.doubts, *found.vertebrae.warnings):
+        out_console.print(f"note: {sentence}", highlight=False)
+    for path in found.files:
+        out_console.print(str(path), highlight=False)
+    out_console.print(found.vertebrae.research_use, highlight=False)
+
+
+def train_segmenter(
+    label_maps: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of NAME/segmentations/vertebrae_L1.nii.gz, … (TotalSegmentator's layout).",
+            metavar="LABELMAPS",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The run's folder; what was begun there goes on.")],
+    volumes: Annotated[int, typer.Option("--volumes", min=1, help="Synthetic CT volumes to train on.")] = 1600,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of one batch.")] = 4000,
+    seed: Annotated[int, typer.Option("--seed", help="Of volumes and network.")] = 1,
+    name: Annotated[str, typer.Option("--name", help="The network's name.")] = "built-in",
+    network_version: Annotated[str, typer.Option("--network-version", help="The network's version.")] = "1",
+    device: Annotated[str, typer.Option("--device", help="auto (CUDA where there is one), cpu, or cuda.")] = "auto",
+    processes: Annotated[int, typer.Option("--processes", min=0, help="Processes at once; 0 takes every core.")] = 0,
+) -> None:
+    """Train the built-in segmenter on CT that is made from label maps: no patient's image goes into it."""
+    chosen_device = _device(device)
+    try:
+        from services.trainer.segmentation.training import SegmenterTraining, train
+    except ModuleNotFoundError as error:
+        raise FractureSweepError(f"training needs more than is installed ({error.name}): {EXTRA}") from None
+    with bars(time_left=True) as progress:
+        card = train(
+            label_maps,
+            out,
+            SegmenterTraining(volumes=volumes, steps=steps, seed=seed, name=name, version=network_version),
+            device=chosen_device,
+            processes=processes,
+            progress=Steps(progress).step,
+        )
+    out_console.print(f"network: {out / 'network'}  ({card.network_sha256[:12]})", highlight=False)
+
+
+def _device(text: str) -> Literal["auto", "cpu", "cuda"]:
+    match text:
+        case "auto" | "cpu" | "cuda":
+            return text
+        case _:
+            raise FractureSweepError(f"--device is auto, cpu or cuda, not {text!r}")

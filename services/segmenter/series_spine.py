@@ -1,0 +1,199 @@
+"""The computing of a series' spine: masks where none came, heights and the gate in any case, pictures. Knows no store.
+
+Runs in a process of a pool. Volume and masks come as files, since they may be larger than what a pipe should carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.segmenter.network import SpineNetwork
+from services.segmenter.segmentation import Segmented, label_of, segment
+from services.segmenter.spine_pictures import Shown, spine_pictures
+from shared.fracture.crop import reoriented
+from shared.fracture.keys import SpineView
+from shared.fracture.protocol import RoiKind
+from shared.fracture.spine.chain import BodyMap, Vertebra, from_bodies, from_vertebrae, measured_chain
+from shared.fracture.spine.findings import findings_of
+from shared.fracture.spine.gate import GateSettings
+from shared.fracture.spine.naming import LevelsFrom
+from shared.fracture.spine.network_card import load_network
+from shared.fracture.spine.record import Finding
+from shared.fracture.volume import Mask, Volume, mask_from_nrrd_file, to_nrrd, volume_from_nrrd_file
+
+METAL_HU: Final = 2000
+METAL_ML: Final = 0.05
+SCOLIOSIS_DEGREES: Final = 30.0
+UNREADABLE: Final = "the stored volume or mask cannot be read; delete it and sweep the series again"
+OTHER_GRID: Final = "the mask lies on another grid than the scan; give the mask of this series"
+
+
+class UnusableSpine(ValueError):
+    """Nothing can be measured of this volume and these masks; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltIn:
+    """Masks are made by the network in a folder."""
+
+    folder: Path
+    threads: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Masks came along: NRRD label map, its levels, what it holds, and bodies to cut by where they came too."""
+
+    labels: Path
+    levels: Mapping[str, int]
+    roi_kind: RoiKind
+    bodies: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesSpine:
+    """What a series came to. `labels`: NRRD of the label map that was made, empty where masks were given."""
+
+    findings: tuple[Finding, ...]
+    levels: dict[str, int]
+    levels_from: LevelsFrom
+    doubts: tuple[str, ...]
+    warnings: tuple[str, ...]
+    pictures: dict[SpineView, bytes]
+    labels: bytes = b""
+
+
+def compute_spine(volume: Path, masks: BuiltIn | Given, *, limits: GateSettings) -> SeriesSpine:
+    """The spine of a series. NotSegmentable, UnusableSpine, MemoryError."""
+    try:
+        scan = volume_from_nrrd_file(volume)
+    except (RuntimeError, ValueError):
+        raise UnusableSpine(UNREADABLE) from None
+    if isinstance(masks, BuiltIn):
+        return automatic_spine(scan, masks, limits=limits)
+    return _given(scan, masks, limits=limits)
+
+
+def automatic_spine(scan: Volume, masks: BuiltIn, *, limits: GateSettings) -> SeriesSpine:
+    """The spine of a volume, with masks that are made here. NotSegmentable."""
+    found = segment(scan, network_in(masks.folder, masks.threads))
+    named = found.named
+    findings = findings_of(
+        named.levels,
+        found.vertebrae,
+        limits=limits,
+        faults=_faults(scan, found.labels, [label_of(level) for level in named.levels], found.vertebrae),
+    )
+    return SeriesSpine(
+        findings=findings,
+        levels=_levels(found),
+        levels_from=named.levels_from,
+        doubts=named.doubts,
+        warnings=named.warnings,
+        pictures=_pictures(scan, found.labels, findings),
+        labels=to_nrrd(found.labels),
+    )
+
+
+@lru_cache(maxsize=2)
+def network_in(folder: Path, threads: int) -> SpineNetwork:
+    """The network in a folder, loaded once a process."""
+    card, onnx = load_network(folder)
+    return SpineNetwork(card, onnx, threads=threads)
+
+
+def _levels(found: Segmented) -> dict[str, int]:
+    """Level → label, of the bodies that the scan's grid is fine enough for to hold a voxel of."""
+    there = set(np.unique(found.labels.voxels).tolist())
+    return {level: label_of(level) for level in found.named.levels if label_of(level) in there}
+
+
+def _given(scan: Volume, masks: Given, *, limits: GateSettings) -> SeriesSpine:
+    try:
+        labels = mask_from_nrrd_file(masks.labels)
+        bodies = None if masks.bodies is None else mask_from_nrrd_file(masks.bodies)
+    except (RuntimeError, ValueError):
+        raise UnusableSpine(UNREADABLE) from None
+    if any(not scan.geometry.same_grid(one.geometry) for one in (labels, bodies) if one is not None):
+        raise UnusableSpine(OTHER_GRID)
+    turned = reoriented(labels)
+    names = {value: level for level, value in masks.levels.items()}
+    values = _from_head_to_foot(turned.voxels, sorted(names))
+    uncut: tuple[int, ...] = ()
+    if masks.roi_kind == "body":
+        body_map = from_bodies(turned.voxels, values, spacing_zyx=turned.geometry.spacing_zyx)
+    elif bodies is not None:
+        cut = np.where(reoriented(bodies).voxels != 0, turned.voxels, 0)
+        values = _from_head_to_foot(cut, values)
+        whole = from_bodies(turned.voxels, values, spacing_zyx=turned.geometry.spacing_zyx)
+        body_map = from_bodies(cut, values, spacing_zyx=turned.geometry.spacing_zyx)
+        body_map = BodyMap(
+            labels=body_map.labels,
+            spacing_zyx=body_map.spacing_zyx,
+            behind=(whole.labels != 0) & (body_map.labels == 0),
+        )
+    else:
+        body_map, uncut = from_vertebrae(turned.voxels, values, spacing_zyx=turned.geometry.spacing_zyx)
+        values = [value for value in values if value not in uncut]
+    chain = measured_chain(body_map, source_spacing_zyx=turned.geometry.spacing_zyx)
+    levels = [names[value] for value in values]
+    findings = findings_of(levels, chain, limits=limits, faults=_faults(scan, labels, values, chain))
+    warnings = [
+        f"heights of {names[value]} are not read: body and arch of the mask cannot be told apart" for value in uncut
+    ]
+    return SeriesSpine(
+        findings=findings,
+        levels=dict(masks.levels),
+        levels_from="mask",
+        doubts=(),
+        warnings=tuple(warnings),
+        pictures=_pictures(scan, labels, findings, values=dict(masks.levels)),
+    )
+
+
+def _from_head_to_foot(labels: NDArray[np.generic], values: Sequence[int]) -> list[int]:
+    """Those of some values that are there, by the height of their middles."""
+    planes = np.arange(labels.shape[0])
+    middle = {}
+    for value in values:
+        counts = (labels == value).sum(axis=(1, 2))
+        if counts.any():
+            middle[value] = float((counts * planes).sum() / counts.sum())
+    return sorted(middle, key=lambda value: -middle[value])
+
+
+def _faults(scan: Volume, labels: Mask, values: Sequence[int], chain: Sequence[Vertebra]) -> list[str]:
+    """Why bodies are not to be judged by their heights: metal or cement in them, a spine bent to the side."""
+    voxel_ml = float(np.prod(scan.geometry.spacing_zyx)) / 1000
+    metal = np.greater(scan.voxels, METAL_HU)
+    count = np.bincount(labels.voxels[metal].ravel().astype(np.int64), minlength=256) if metal.any() else np.zeros(256)
+    bent = _bend_to_the_side(chain)
+    scoliosis = f"the spine is bent to the side by {bent:.0f} degrees: heights are not read above {SCOLIOSIS_DEGREES:g}"
+    return [
+        f"metal or cement in the body: more than {METAL_HU} HU"
+        if count[value] * voxel_ml >= METAL_ML
+        else scoliosis
+        if bent > SCOLIOSIS_DEGREES
+        else ""
+        for value in values
+    ]
+
+
+def _bend_to_the_side(chain: Sequence[Vertebra]) -> float:
+    """The largest angle between two bodies' axes, seen from the front, in degrees."""
+    angles = [float(np.degrees(np.arctan2(one.frame.up[2], one.frame.up[0]))) for one in chain]
+    return max(angles) - min(angles) if angles else 0.0
+
+
+def _pictures(
+    scan: Volume, labels: Mask, findings: Sequence[Finding], *, values: Mapping[str, int] | None = None
+) -> dict[SpineView, bytes]:
+    shown = [Shown(finding=one, label=label_of(one.level) if values is None else values[one.level]) for one in findings]
+    return spine_pictures(scan, labels, shown)
