@@ -52,19 +52,16 @@ class ByHand:
 
 def segment_image(image: Path, out: Path, *, ingest: IngestSettings, settings: SegmenterSettings) -> ByHand:
     """Segment a NIfTI file or a folder with one DICOM series. FractureSweepError where it cannot be done."""
-    built_in = built_in_of(settings.model_copy(update={"source": "built-in"}))
-    if built_in is None:
-        raise FractureSweepError("there is no network to segment with: set segmenter.network")
+    built_in = built_in_of(settings)
     series = _read(image, ingest)
     if series.volume is None:
         raise FractureSweepError(f"{image} cannot be segmented: {'; '.join(series.reasons or ('no volume in it',))}")
-    network, note = built_in
     try:
-        found = automatic_spine(series.volume, network, limits=settings.limits)
+        found = automatic_spine(series.volume, built_in.network, limits=settings.limits)
     except NotSegmentable as error:
         raise FractureSweepError(f"{image}: {error}") from None
     vertebrae = Vertebrae(
-        segmenter=note,
+        segmenter=built_in.note,
         levels_from=found.levels_from,
         doubts=found.doubts,
         warnings=(*found.warnings, *(warning.sentence for warning in series.warnings)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -15,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.segmenter.network import SpineNetwork
-from services.segmenter.segmentation import Segmented, label_of, segment
+from services.segmenter.segmentation import NotSegmentable, Segmented, label_of, segment
 from services.segmenter.spine_pictures import Shown, spine_pictures
-from shared.fracture.crop import reoriented
+from shared.fracture.crop import as_stored, reoriented
 from shared.fracture.keys import SpineView
 from shared.fracture.protocol import RoiKind
-from shared.fracture.spine.chain import BodyMap, Vertebra, from_bodies, from_vertebrae, measured_chain
+from shared.fracture.spine.chain import BodyMap, Vertebra, from_bodies, from_vertebrae, measured_chain, spread
 from shared.fracture.spine.findings import findings_of
 from shared.fracture.spine.gate import GateSettings
-from shared.fracture.spine.naming import LevelsFrom
+from shared.fracture.spine.naming import LevelsFrom, SeenBody, checked
 from shared.fracture.spine.network_card import load_network
 from shared.fracture.spine.record import Finding
 from shared.fracture.volume import Mask, Volume, mask_from_nrrd_file, to_nrrd, volume_from_nrrd_file
@@ -58,6 +59,15 @@ class Given:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plugged:
+    """Masks were made by a plugged-in command: NRRD label map, its levels, what it holds."""
+
+    labels: Path
+    levels: Mapping[str, int]
+    roi_kind: RoiKind
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeriesSpine:
     """What a series came to. `labels`: NRRD of the label map that was made, empty where masks were given."""
 
@@ -70,7 +80,7 @@ class SeriesSpine:
     labels: bytes = b""
 
 
-def compute_spine(volume: Path, masks: BuiltIn | Given, *, limits: GateSettings) -> SeriesSpine:
+def compute_spine(volume: Path, masks: BuiltIn | Plugged | Given, *, limits: GateSettings) -> SeriesSpine:
     """The spine of a series. NotSegmentable, UnusableSpine, MemoryError."""
     try:
         scan = volume_from_nrrd_file(volume)
@@ -78,6 +88,8 @@ def compute_spine(volume: Path, masks: BuiltIn | Given, *, limits: GateSettings)
         raise UnusableSpine(UNREADABLE) from None
     if isinstance(masks, BuiltIn):
         return automatic_spine(scan, masks, limits=limits)
+    if isinstance(masks, Plugged):
+        return plugged_spine(scan, masks, limits=limits)
     return _given(scan, masks, limits=limits)
 
 
@@ -115,12 +127,62 @@ def _levels(found: Segmented) -> dict[str, int]:
     return {level: label_of(level) for level in found.named.levels if label_of(level) in there}
 
 
-def _given(scan: Volume, masks: Given, *, limits: GateSettings) -> SeriesSpine:
+def plugged_spine(scan: Volume, masks: Plugged, *, limits: GateSettings) -> SeriesSpine:
+    """The spine of a volume whose masks a command made: whole vertebrae are cut, names are checked. NotSegmentable."""
+    labels = _read_mask(masks.labels)
+    if not scan.geometry.same_grid(labels.geometry):
+        raise UnusableSpine(OTHER_GRID)
+    turned = reoriented(labels)
+    names = {value: level for level, value in masks.levels.items()}
+    values = _from_head_to_foot(turned.voxels, sorted(names))
+    spacing = turned.geometry.spacing_zyx
+    uncut: tuple[int, ...] = ()
+    if masks.roi_kind == "body":
+        body_map = from_bodies(turned.voxels, values, spacing_zyx=spacing)
+    else:
+        body_map, uncut = from_vertebrae(turned.voxels, values, spacing_zyx=spacing)
+        values = [value for value in values if value not in uncut]
+    if not values:
+        raise NotSegmentable("no vertebra of the label map can be cut into body and arch")
+    chain = measured_chain(body_map, source_spacing_zyx=spacing)
+    pitches = [float(np.linalg.norm(one.frame.centre_zyx - two.frame.centre_zyx)) for one, two in pairwise(chain)]
+    seen = [
+        SeenBody(pitch_mm=pitch, ribs=None, whole=not one.cut_off)
+        for one, pitch in zip(chain, [*pitches, None], strict=True)
+    ]
+    named = checked([names[value] for value in values], seen)
+    table = np.array([0, *[label_of(level) for level in named.levels]], dtype=np.uint8)
+    on_scan = table[spread(body_map.labels, turned.voxels.shape)]
+    on_scan[turned.voxels == 0] = 0
+    made = Mask(voxels=np.ascontiguousarray(as_stored(on_scan, labels.geometry)), geometry=labels.geometry)
+    of_levels = [label_of(level) for level in named.levels]
+    findings = findings_of(named.levels, chain, limits=limits, faults=_faults(scan, made, of_levels, chain))
+    there = set(np.unique(made.voxels).tolist())
+    return SeriesSpine(
+        findings=findings,
+        levels={level: label_of(level) for level in named.levels if label_of(level) in there},
+        levels_from=named.levels_from,
+        doubts=named.doubts,
+        warnings=tuple(_uncut_words(names[value]) for value in uncut),
+        pictures=_pictures(scan, made, findings),
+        labels=to_nrrd(made),
+    )
+
+
+def _uncut_words(level: str) -> str:
+    return f"heights of {level} are not read: body and arch of the mask cannot be told apart"
+
+
+def _read_mask(path: Path) -> Mask:
     try:
-        labels = mask_from_nrrd_file(masks.labels)
-        bodies = None if masks.bodies is None else mask_from_nrrd_file(masks.bodies)
+        return mask_from_nrrd_file(path)
     except (RuntimeError, ValueError):
         raise UnusableSpine(UNREADABLE) from None
+
+
+def _given(scan: Volume, masks: Given, *, limits: GateSettings) -> SeriesSpine:
+    labels = _read_mask(masks.labels)
+    bodies = None if masks.bodies is None else _read_mask(masks.bodies)
     if any(not scan.geometry.same_grid(one.geometry) for one in (labels, bodies) if one is not None):
         raise UnusableSpine(OTHER_GRID)
     turned = reoriented(labels)
@@ -145,15 +207,12 @@ def _given(scan: Volume, masks: Given, *, limits: GateSettings) -> SeriesSpine:
     chain = measured_chain(body_map, source_spacing_zyx=turned.geometry.spacing_zyx)
     levels = [names[value] for value in values]
     findings = findings_of(levels, chain, limits=limits, faults=_faults(scan, labels, values, chain))
-    warnings = [
-        f"heights of {names[value]} are not read: body and arch of the mask cannot be told apart" for value in uncut
-    ]
     return SeriesSpine(
         findings=findings,
         levels=dict(masks.levels),
         levels_from="mask",
         doubts=(),
-        warnings=tuple(warnings),
+        warnings=tuple(_uncut_words(names[value]) for value in uncut),
         pictures=_pictures(scan, labels, findings, values=dict(masks.levels)),
     )
 

@@ -16,8 +16,9 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from services.segmenter.plugged_in import CommandRefused, PluggedIn, plug_in, read_declaration, read_labels, run_command
 from services.segmenter.segmentation import NotSegmentable
-from services.segmenter.series_spine import BuiltIn, Given, SeriesSpine, UnusableSpine, compute_spine
+from services.segmenter.series_spine import BuiltIn, Given, Plugged, SeriesSpine, UnusableSpine, compute_spine
 from services.segmenter.settings import SegmenterSettings
 from shared.fracture import ids, keys
 from shared.fracture.messages import FACTS, Fact, MasksReady, SeriesStored
@@ -25,6 +26,7 @@ from shared.fracture.records import MaskRecord, SeriesManifest, Warned
 from shared.fracture.spine.network_card import NetworkCardError, load_network
 from shared.fracture.spine.record import SegmenterNote, SpineRecord, rules_of, spine_hash
 from shared.fracture.topology import SEGMENTER
+from shared.fracture.volume import to_nrrd, volume_from_nrrd_file
 from shared.pipeline.errors import FractureSweepError, NotInStore, Reject, Retry
 from shared.pipeline.process_pool import ProcessPool
 from shared.pipeline.service import Service
@@ -55,13 +57,24 @@ def too_coarse(manifest: SeriesManifest, *, max_slice_spacing_mm: float, toleran
 
 
 @dataclass(frozen=True, kw_only=True)
+class Network:
+    """Our own network as a maker of masks."""
+
+    network: BuiltIn
+    note: SegmenterNote
+
+
+Maker = Network | PluggedIn
+
+
+@dataclass(frozen=True, kw_only=True)
 class Segmenter:
-    """The handler of SeriesStored over a store. `built_in`: our own network, where it makes the masks."""
+    """The handler of SeriesStored over a store. `maker`: our own network or a command, where masks are made."""
 
     store: Store
     settings: SegmenterSettings
     pool: ProcessPool
-    built_in: tuple[BuiltIn, SegmenterNote] | None
+    maker: Maker | None
     max_slice_spacing_mm: float
     tolerance_mm: float
 
@@ -71,12 +84,12 @@ class Segmenter:
         if manifest.mask_hash is not None:
             yield self._given(fact, manifest, manifest.mask_hash)
             return
-        if self.built_in is None:
+        if self.maker is None:
             raise Reject(*self._refusals(manifest))
         coarse = too_coarse(manifest, max_slice_spacing_mm=self.max_slice_spacing_mm, tolerance_mm=self.tolerance_mm)
         if coarse:  # before a minute is spent on masks that nothing could be scored with
             raise Reject(*coarse)
-        yield self._automatic(fact, manifest, *self.built_in)
+        yield self._automatic(fact, manifest, self.maker)
 
     def _refusals(self, manifest: SeriesManifest) -> tuple[str, ...]:
         return refusals(manifest, max_slice_spacing_mm=self.max_slice_spacing_mm, tolerance_mm=self.tolerance_mm)
@@ -115,10 +128,8 @@ class Segmenter:
         return hashed
 
     # automatic masks ------------------------------------------------------------------------------------------------
-    def _automatic(
-        self, fact: SeriesStored, manifest: SeriesManifest, built_in: BuiltIn, note: SegmenterNote
-    ) -> MasksReady:
-        limits, gate = self.settings.limits, self.settings.gate
+    def _automatic(self, fact: SeriesStored, manifest: SeriesManifest, maker: Maker) -> MasksReady:
+        limits, gate, note = self.settings.limits, self.settings.gate, maker.note
         hashed = ids.mask_hash(
             {
                 "automatic": note.model_dump(mode="json"),
@@ -134,7 +145,7 @@ class Segmenter:
             keys.spine(fact.series_id, spine),
         )
         if not all(map(self.store.exists, there)):
-            found = self._computed(manifest, built_in)
+            found = self._computed(manifest, maker)
             self.store.put(keys.mask(fact.series_id, hashed), found.labels)
             write_record(
                 self.store,
@@ -152,15 +163,25 @@ class Segmenter:
         return _ready(fact, mask_hash=hashed, spine_hash=spine)
 
     # both -----------------------------------------------------------------------------------------------------------
-    def _computed(self, manifest: SeriesManifest, masks: BuiltIn | MaskRecord) -> SeriesSpine:
-        """The spine of a series, in a process of the pool."""
-        with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
-            source = masks if isinstance(masks, BuiltIn) else self._given_files(Path(folder), masks)
-            volume = self._fetched(keys.volume(manifest.series_id, manifest.image_hash), Path(folder) / "volume.nrrd")
+    def _computed(self, manifest: SeriesManifest, masks: Maker | MaskRecord) -> SeriesSpine:
+        """The spine of a series, in a process of the pool; a command runs in one of its own before."""
+        with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            volume = self._fetched(keys.volume(manifest.series_id, manifest.image_hash), folder / "volume.nrrd")
             try:
+                source = self._source(folder, masks, volume)
                 return self.pool.run(compute_spine, volume, source, limits=self.settings.limits)
-            except (NotSegmentable, UnusableSpine) as error:
+            except (NotSegmentable, UnusableSpine, CommandRefused) as error:
                 raise Reject(str(error), *manifest.mask_faults) from None
+
+    def _source(self, folder: Path, masks: Maker | MaskRecord, volume: Path) -> BuiltIn | Plugged | Given:
+        match masks:
+            case MaskRecord():
+                return self._given_files(folder, masks)
+            case PluggedIn():
+                return _by_command(folder, masks, volume)
+            case _:
+                return masks.network
 
     def _given_files(self, folder: Path, masks: MaskRecord) -> Given:
         series_id, mask_hash = masks.series_id, masks.mask_hash
@@ -207,6 +228,17 @@ class Segmenter:
         write_record(self.store, keys.spine(fact.series_id, hashed), record)
 
 
+def _by_command(folder: Path, plugged: PluggedIn, volume: Path) -> Plugged:
+    """The label map of a plugged-in command, looked at and brought into a file for the process that measures it."""
+    scan = volume_from_nrrd_file(volume)
+    work = folder / "work"
+    work.mkdir()
+    labels, levels = read_labels(plugged, run_command(plugged, scan, work), scan)
+    path = folder / "labels.nrrd"
+    path.write_bytes(to_nrrd(labels))
+    return Plugged(labels=path, levels=levels, roi_kind=plugged.declaration.roi)
+
+
 def _dropped() -> Retry:
     return Retry(
         "the volume or a mask of the series is not in the store; where retention dropped it: sweep the study with its "
@@ -234,10 +266,21 @@ def _ready(fact: SeriesStored, *, mask_hash: str, spine_hash: str | None = None)
     )
 
 
-def built_in_of(settings: SegmenterSettings) -> tuple[BuiltIn, SegmenterNote] | None:
-    """The built-in network of the settings, verified; FractureSweepError where it is asked for and cannot be used."""
-    if settings.source != "built-in":
-        return None
+def maker_of(settings: SegmenterSettings) -> Maker | None:
+    """Who makes masks under these settings, looked at; FractureSweepError where it cannot be used."""
+    match settings.source:
+        case "off":
+            return None
+        case "built-in":
+            return built_in_of(settings)
+        case "command":
+            if settings.command is None:
+                raise FractureSweepError("segmenter.source is command, but segmenter.command names no declaration")
+            return plug_in(read_declaration(settings.command))
+
+
+def built_in_of(settings: SegmenterSettings) -> Network:
+    """The built-in network of the settings, verified; FractureSweepError where it cannot be used."""
     if settings.network is None:
         raise FractureSweepError("segmenter.source is built-in, but segmenter.network names no folder")
     try:
@@ -245,7 +288,7 @@ def built_in_of(settings: SegmenterSettings) -> tuple[BuiltIn, SegmenterNote] | 
     except NetworkCardError as error:
         raise FractureSweepError(str(error)) from None
     note = SegmenterNote(kind="built-in", name=card.name, version=card.version, sha256=card.network_sha256)
-    return BuiltIn(folder=settings.network, threads=settings.threads), note
+    return Network(network=BuiltIn(folder=settings.network, threads=settings.threads), note=note)
 
 
 def build(
@@ -263,7 +306,7 @@ def build(
         store=store,
         settings=chosen,
         pool=processes,
-        built_in=built_in_of(chosen),
+        maker=maker_of(chosen),
         max_slice_spacing_mm=max_slice_spacing_mm,
         tolerance_mm=tolerance_mm,
     )

@@ -26,6 +26,9 @@ class SegmenterSettings(GateSettings):
         "those of given masks too.",
     )
     network: Path | None = Field(default=None, description="Folder of the built-in segmenter's network.")
+    command: Path | None = Field(
+        default=None, description="TOML file that declares the plugged-in command (docs/segmentation.md)."
+    )
     threads: Annotated[int, Field(ge=0, le=256)] = Field(
         default=0, description="Threads of one segmentation; 0 takes every core."
     )

@@ -25,7 +25,7 @@ BEFORE_MM: Final = 55.0
 BEHIND_MM: Final = 60.0
 BESIDE_MM: Final = 55.0
 ALONG_MM: Final = 20.0
-TEXT_MM: Final = 60.0
+TEXT_PIXELS: Final = 165
 """Room for words beside the picture."""
 WINDOW_HU: Final = (-250, 1250)
 COLOURS: Final = {
@@ -133,7 +133,7 @@ def _drawn(
         mine = values == one.label
         edge = mine & ~(_shifted(mine, 1, 0) & _shifted(mine, -1, 0) & _shifted(mine, 0, 1) & _shifted(mine, 0, -1))
         picture[edge] = COLOURS[one.finding.decision]
-    margin = np.zeros((picture.shape[0], round(TEXT_MM / PIXEL_MM), 3), dtype=np.uint8)
+    margin = np.zeros((picture.shape[0], TEXT_PIXELS, 3), dtype=np.uint8)
     drawn = Image.fromarray(np.concatenate([picture, margin], axis=1))
     pen = ImageDraw.Draw(drawn)
     font = ImageFont.load_default(size=_FONT_PIXELS)

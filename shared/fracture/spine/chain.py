@@ -239,6 +239,14 @@ def thinned(
     return labels[:: every[0], :: every[1], :: every[2]], (spacing[0], spacing[1], spacing[2])
 
 
+def spread(thin: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A map that was thinned (`thinned`) on the grid that it was thinned from, by the nearest voxel."""
+    every = [-(-n // m) for n, m in zip(shape, thin.shape, strict=True)]
+    places = [np.minimum((np.arange(n) + e // 2) // e, m - 1) for n, e, m in zip(shape, every, thin.shape, strict=True)]
+    found: NDArray[np.uint8] = thin[np.ix_(*places)]
+    return found
+
+
 def _numbered(labels: NDArray[np.generic], values: Sequence[int]) -> NDArray[np.uint8]:
     table = np.zeros(max(int(np.max(labels, initial=0)), *values, 0) + 1, dtype=np.uint8)
     for number, value in enumerate(values, start=1):

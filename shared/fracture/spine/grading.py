@@ -210,7 +210,7 @@ def judge(body: ChainBody, grade: Graded | None, *, settings: GateSettings) -> J
         else (settings.review_from, settings.fractured_from)
     )
     lost = grade.loss.value
-    words = f"height loss {lost:.0%} ({grade.low:.0%} to {grade.high:.0%})"
+    words = f"height loss {max(lost, 0):.0%} ({max(grade.low, 0):.0%} to {max(grade.high, 0):.0%})"
     if lost >= fractured:
         return Judged(decision="fractured", reason=f"{words}, at or above {fractured:.0%}", warnings=tuple(warnings))
     if lost >= review:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal
 
+from shared.fracture.levels import ORDER
+
 LevelsFrom = Literal["mask", "sacrum", "ribs", "sacrum and ribs", "nothing"]
 
 NAMES_FROM_BELOW: Final[tuple[str, ...]] = (
@@ -21,6 +23,7 @@ MIN_SACRUM_ML: Final = 8.0
 MAX_SACRUM_GAP_MM: Final = 20.0
 PITCH_RATIO: Final = (0.6, 1.67)
 """How the distance between two neighbouring centres may compare to the next one; a missed body doubles it."""
+_SPINE: Final[tuple[str, ...]] = tuple(level for level in ORDER if level not in ("T13", "L6"))
 _LAST_THORACIC: Final = NAMES_FROM_BELOW.index("T12")
 
 
@@ -85,6 +88,27 @@ def named(bodies: Sequence[SeenBody], *, sacrum: Sacrum | None) -> Named:
     found = NAMES_FROM_BELOW[lowest : lowest + count][::-1]
     source: LevelsFrom = "ribs" if by_sacrum is None else "sacrum and ribs" if by_ribs == by_sacrum else "sacrum"
     return Named(levels=tuple(found), levels_from=source, warnings=tuple(warnings))
+
+
+def checked(levels: Sequence[str], bodies: Sequence[SeenBody]) -> Named:
+    """Names that somebody else gave to a chain of bodies (from head to foot), where they can be right.
+
+    They have to go down the spine one by one, without a gap, at distances of neighbours.
+    """
+    places = [_SPINE.index(level) if level in _SPINE else None for level in levels]
+    doubts = _gaps(bodies)
+    if any(place is None for place in places):
+        doubts.append(f"no order is known of {', '.join(n for n, p in zip(levels, places, strict=True) if p is None)}")
+    known = [place for place in places if place is not None]
+    for upper, lower in pairwise(known):
+        if lower <= upper:
+            doubts.append(f"{_SPINE[upper]} lies above {_SPINE[lower]}")
+        elif lower > upper + 1:
+            missing = ", ".join(_SPINE[upper + 1 : lower])
+            doubts.append(f"between {_SPINE[upper]} and {_SPINE[lower]} no body is found ({missing})")
+    if doubts:
+        return Named(levels=from_below(len(levels)), levels_from="nothing", doubts=tuple(doubts))
+    return Named(levels=tuple(levels), levels_from="mask")
 
 
 def _is_one(sacrum: Sacrum) -> bool:

@@ -62,7 +62,8 @@ class Finding(_Frozen):
         """The height loss in one line, for people."""
         if self.loss is None or self.grade is None:
             return self.reason
-        band = f"{self.loss.value:.0%} ({self.loss.low:.0%} to {self.loss.high:.0%})"
+        value, low, high = (max(share, 0.0) for share in (self.loss.value, self.loss.low, self.loss.high))
+        band = f"{value:.0%} ({low:.0%} to {high:.0%})"
         return f"height loss {band}, Genant grade {self.grade}{'' if self.shape == 'none' else f' {self.shape}'}"
 
 

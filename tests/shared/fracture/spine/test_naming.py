@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from shared.fracture.spine.naming import Sacrum, SeenBody, from_below, named
+from shared.fracture.spine.naming import Sacrum, SeenBody, checked, from_below, named
 
 SACRUM = Sacrum(volume_ml=60.0, gap_mm=6.0)
 
@@ -98,3 +100,34 @@ def test_more_bodies_than_there_are_levels_are_not_named() -> None:
 
 def test_one_body_above_a_sacrum_is_l5() -> None:
     assert named(bodies(1), sacrum=SACRUM).levels == ("L5",)
+
+
+def test_names_that_go_down_the_spine_one_by_one_are_kept() -> None:
+    levels = ("T11", "T12", "L1", "L2")
+
+    found = checked(levels, bodies(4))
+
+    assert (found.levels, found.levels_from, found.doubts) == (levels, "mask", ())
+
+
+@pytest.mark.parametrize(
+    ("levels", "doubt"),
+    [
+        (("T11", "L1", "L2"), r"between T11 and L1 no body is found \(T12\)"),
+        (("L1", "L3", "L2"), "L3 lies above L2"),
+        (("L1", "L1", "L2"), "L1 lies above L1"),
+        (("T12", "L1", "L6"), "no order is known of L6"),
+    ],
+)
+def test_names_that_cannot_be_right_are_taken_back(levels: tuple[str, ...], doubt: str) -> None:
+    found = checked(levels, bodies(len(levels)))
+
+    assert found.levels == from_below(len(levels))
+    assert any(re.search(doubt, one) for one in found.doubts)
+
+
+def test_names_at_distances_of_no_neighbours_are_taken_back() -> None:
+    seen = [SeenBody(pitch_mm=pitch, ribs=None, whole=True) for pitch in (33.0, 66.0)]
+    seen.append(SeenBody(pitch_mm=None, ribs=None, whole=True))
+
+    assert checked(("L1", "L2", "L3"), seen).levels_from == "nothing"
