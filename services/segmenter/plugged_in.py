@@ -71,9 +71,11 @@ class Declaration(BaseModel):
     command: Annotated[tuple[str, ...], Field(min_length=1)]
     image: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")] = IMAGE
     """Where the image is put, below the working folder."""
-    output: Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")] = OUTPUT
-    """Where the command leaves its label map, below the working folder."""
+    output: Annotated[str, Field(pattern=r"^[\w*][\w.*-]*(/[\w*][\w.*-]*)*$")] = OUTPUT
+    """Where the command leaves its label map, below the working folder; `*` stands for anything in a name."""
     labels: Literal["totalseg", "verse"] | dict[str, str]
+    others: tuple[tuple[int, int], ...] = ()
+    """Ranges of values (first, last) that are known and no vertebra, beside those that `labels` knows."""
     roi: RoiKind
     seconds: Annotated[float, Field(gt=0)] = 1800.0
     memory_gib: Annotated[float, Field(ge=0)] = 0.0
@@ -93,6 +95,10 @@ class Declaration(BaseModel):
                 return {int(value): level for value, level in table.items() if level}, frozenset(
                     int(value) for value, level in table.items() if not level
                 )
+
+    def is_other(self, value: int) -> bool:
+        """Whether a value is known and no vertebra."""
+        return value in self.levels()[1] or any(first <= value <= last for first, last in self.others)
 
 
 class PluggedIn(BaseModel):
@@ -129,7 +135,8 @@ def _faults(declaration: Declaration) -> list[str]:
     faults = []
     if bool(declaration.version) == bool(declaration.version_command):
         faults.append("give a version, or a version_command whose output is one")
-    if not any("{output}" in part or "{work}" in part for part in declaration.command):
+    writes = any("{output}" in part or "{work}" in part for part in declaration.command)
+    if not writes and "*" not in declaration.output:
         faults.append("command: no part names {output} (or {work}), so its label map could not be found")
     if not any("{image}" in part or "{work}" in part for part in declaration.command):
         faults.append("command: no part names {image} (or {work})")
@@ -199,8 +206,9 @@ def run_command(plugged: PluggedIn, volume: Volume, work: Path) -> Path:
     """
     declaration = plugged.declaration
     image, output = work / declaration.image, work / declaration.output
-    for path in (image, output):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    image.parent.mkdir(parents=True, exist_ok=True)
+    if "*" not in declaration.output:
+        output.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(to_sitk(volume), str(image), useCompression=False)
     places = {"{image}": str(image), "{output}": str(output), "{work}": str(work)}
     command = [_filled(part, places) for part in declaration.command]
@@ -229,9 +237,12 @@ def run_command(plugged: PluggedIn, volume: Volume, work: Path) -> Path:
             _end(process)
     if code != 0:
         raise CommandRefused(_why(declaration, code, said))
-    if not output.is_file():
+    found = [path for path in sorted(work.glob(declaration.output)) if path.is_file() and path != image]
+    if not found:
         raise CommandRefused(f"the segmenter's command {declaration.name} ended well and left no label map")
-    return output
+    if len(found) > 1:
+        raise CommandRefused(f"the segmenter's command {declaration.name} left {len(found)} label maps, one is wanted")
+    return found[0]
 
 
 def _filled(part: str, places: Mapping[str, str]) -> str:
@@ -302,9 +313,9 @@ def read_labels(plugged: PluggedIn, output: Path, volume: Volume) -> tuple[Mask,
         values = np.rint(values)
     if values.size and (float(values.min()) < 0 or float(values.max()) > _LARGEST_LABEL):
         raise CommandRefused(f"{name} holds values that are no labels")
-    levels, others = declaration.levels()
+    levels, _ = declaration.levels()
     there = [int(value) for value in np.unique(values) if value != 0]
-    unknown = [value for value in there if value not in levels and value not in others]
+    unknown = [value for value in there if value not in levels and not declaration.is_other(value)]
     if unknown:
         raise CommandRefused(
             f"{name} holds labels that its declaration does not know: {', '.join(map(str, unknown[:10]))}"

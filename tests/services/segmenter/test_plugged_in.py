@@ -126,6 +126,34 @@ def test_a_label_map_that_is_none_says_why(tmp_path: Path, scan: Volume, how: st
         read_labels(command, run_command(command, scan, work(tmp_path)), scan)
 
 
+def test_a_label_map_may_be_named_by_a_pattern(tmp_path: Path, scan: Volume) -> None:
+    command = plugged(
+        tmp_path,
+        output="*put.nii.gz",
+        command=[sys.executable, "-m", "tests.fixtures.stand_in_segmenter", "{image}", "{work}/one-output.nii.gz"],
+    )
+
+    assert run_command(command, scan, work(tmp_path)).name == "one-output.nii.gz"
+
+
+def test_two_label_maps_are_one_too_many(tmp_path: Path, scan: Volume) -> None:
+    script = "import sys; [open(f'{sys.argv[1]}/{n}.nii.gz', 'w').write('x') for n in 'ab']"
+    command = plugged(
+        tmp_path, output="*.nii.gz", image="in/image.nii.gz", command=[sys.executable, "-c", script, "{work}"]
+    )
+
+    with pytest.raises(CommandRefused, match="left 2 label maps"):
+        run_command(command, scan, work(tmp_path))
+
+
+def test_values_in_a_range_of_others_are_no_vertebra(tmp_path: Path, scan: Volume) -> None:
+    command = plugged(tmp_path, "unknown", others=[[150, 250]])
+
+    _, levels = read_labels(command, run_command(command, scan, work(tmp_path)), scan)
+
+    assert set(levels) == {"T12", "L1", "L2", "L3", "L4"}
+
+
 def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, scan: Volume) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
 
@@ -273,3 +301,14 @@ def test_a_command_that_fails_costs_its_series_alone(store: FolderStore, tmp_pat
 
     assert not list(store.keys("masks/"))
     assert told(store, declared(tmp_path)).mask_hash
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "deploy" / "segmenters" / "commands").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_the_ready_made_declarations_can_be_read(path: Path) -> None:
+    found = read_declaration(path)
+
+    assert found.name == path.stem
+    levels, _ = found.levels()
+    assert {"T1", "L5"} <= set(levels.values())
