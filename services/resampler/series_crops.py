@@ -79,6 +79,7 @@ def compute_series(
     protocol: CropProtocol,
     guards: GuardSettings,
     judged: Collection[str] = (),
+    uncertain_levels: bool = False,
 ) -> dict[str, CaseResult]:
     """The results of some levels (`levels`: name → label) of a series. Raises UnusableSource, MemoryError.
 
@@ -87,7 +88,14 @@ def compute_series(
     source = read_source(files)
     return {
         level: _computed(
-            source, level, label, roi_kind=roi_kind, protocol=protocol, guards=guards, judged=level in judged
+            source,
+            level,
+            label,
+            roi_kind=roi_kind,
+            protocol=protocol,
+            guards=guards,
+            judged=level in judged,
+            uncertain_levels=uncertain_levels,
         )
         for level, label in levels.items()
     }
@@ -118,9 +126,19 @@ def _computed(
     protocol: CropProtocol,
     guards: GuardSettings,
     judged: bool,
+    uncertain_levels: bool,
 ) -> CaseResult:
     try:
-        return compute_case(source, level, label, roi_kind=roi_kind, protocol=protocol, guards=guards, judged=judged)
+        return compute_case(
+            source,
+            level,
+            label,
+            roi_kind=roi_kind,
+            protocol=protocol,
+            guards=guards,
+            judged=judged,
+            uncertain_levels=uncertain_levels,
+        )
     except CropError as error:
         return FailedCase(reason=str(error))
     except (RuntimeError, MemoryError, ArithmeticError) as error:  # ITK throws RuntimeError
@@ -139,6 +157,7 @@ def compute_case(
     protocol: CropProtocol,
     guards: GuardSettings,
     judged: bool = False,
+    uncertain_levels: bool = False,
 ) -> ComputedCase:
     """One level of a series: its region, the guards on the source, and the crop unless one of them applies."""
     wanted = protocol.roi
@@ -151,6 +170,7 @@ def compute_case(
         wanted_roi=wanted,
         settings=guards,
         uncut=region.uncut,
+        uncertain_levels=uncertain_levels,
     )
     crop = None if found.guards and not judged else crop_vertebra(source.volume, region.roi, protocol)
     return ComputedCase(

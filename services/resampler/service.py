@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -88,6 +88,8 @@ class Resampler:
     settings: ResamplerSettings
     pool: ProcessPool
     wanted: Wanted | None = None
+    mask_sources: tuple[str, ...] = ()
+    """Of the bundle: whose masks it was fitted on, or bridged to."""
 
     def masks_ready(self, fact: MasksReady) -> Iterator[Fact]:
         """Writes the plan of the series and tells of each of its cases, in the order of the spine.
@@ -107,8 +109,8 @@ class Resampler:
         if self.wanted is not None:
             asked = self.wanted(fact)
             cases = tuple(case for case in cases if case.level in asked)
-        elif spine is not None:  # cohorts for training are never gated
-            kept_out = kept_out_by_gate([case for case in cases if case.level in masks.levels], spine)
+        else:  # cohorts for training are never gated
+            kept_out = self._kept_out([case for case in cases if case.level in masks.levels], masks, spine)
         wants = {
             case.level: self._want(fact, case)
             for case in cases
@@ -130,6 +132,22 @@ class Resampler:
                 yield self._told(fact, case, manifest=manifest, masks=masks, spine=spine, result=None)
         if dear:
             raise OverBudget(f"the crop of {', '.join(dear)} wanted more than {self.settings.memory_gib:g} GiB")
+
+    def _kept_out(
+        self, cases: Sequence[PlannedCase], masks: MaskRecord, spine: SpineRecord | None
+    ) -> dict[str, NotEvaluated]:
+        """Level → why it is not scored, whatever its crop: the height gate, or masks that the bundle does not know."""
+        found = {} if spine is None else kept_out_by_gate(cases, spine)
+        if masks.source != "automatic" or masks.segmenter in self.mask_sources:
+            return found
+        unknown = unknown_mask_source(masks.segmenter, self.mask_sources)
+        return {
+            case.level: found.get(case.level)
+            or NotEvaluated(
+                case_id=case.case_id, kind="guard", service=RESAMPLER, reasons=(unknown,), codes=("mask-source",)
+            )
+            for case in cases
+        }
 
     def _records(self, fact: MasksReady) -> tuple[SeriesManifest, MaskRecord, SpineRecord | None]:
         spine = None if fact.spine_hash is None else keys.spine(fact.series_id, fact.spine_hash)
@@ -187,6 +205,7 @@ class Resampler:
                     roi_kind=masks.roi_kind,
                     protocol=self.protocol,
                     guards=self.settings,
+                    uncertain_levels=masks.source == "automatic",  # named so by us, since nothing says more
                 )
             except UnusableSource as error:
                 raise Reject(str(error)) from None
@@ -352,6 +371,14 @@ def kept_out_by_gate(cases: Iterable[PlannedCase], spine: SpineRecord) -> dict[s
     return found
 
 
+def unknown_mask_source(made_by: str, known: Sequence[str]) -> str:
+    """That a bundle does not know masks of a maker: its classifier sees other texture and shape in them."""
+    return (
+        f"mask source: the model was not fitted on masks of {made_by}, nor bridged to them (it knows: "
+        f"{', '.join(known) or 'none'})"
+    )
+
+
 def fracture_basis(finding: Finding | None, *, gated: bool) -> str:
     """On what it rests that a vertebra is fractured, in one line."""
     if finding is None:
@@ -392,7 +419,9 @@ def no_case_reasons(masks: MaskRecord) -> tuple[str, ...]:
 
 def build(*, store: Store, bundle: Bundle, settings: ResamplerSettings | None = None) -> Service:
     """The resampler over a store, for the crop protocol of a bundle."""
-    return resampler_service(store=store, protocol=bundle.manifest.crop, settings=settings)
+    return resampler_service(
+        store=store, protocol=bundle.manifest.crop, settings=settings, mask_sources=bundle.manifest.mask_sources
+    )
 
 
 def resampler_service(
@@ -402,11 +431,17 @@ def resampler_service(
     settings: ResamplerSettings | None = None,
     pool: ProcessPool | None = None,
     wanted: Wanted | None = None,
+    mask_sources: tuple[str, ...] = (),
 ) -> Service:
-    """The resampler over a store, for one crop protocol; `wanted` names the levels where not all are to be cropped."""
+    """The resampler over a store, for one crop protocol.
+
+    `wanted` names the levels where not all are to be cropped; `mask_sources`: whose automatic masks may be scored.
+    """
     chosen = settings or ResamplerSettings()
     processes = pool or series_pool(chosen)
-    resampler = Resampler(store=store, protocol=protocol, settings=chosen, pool=processes, wanted=wanted)
+    resampler = Resampler(
+        store=store, protocol=protocol, settings=chosen, pool=processes, wanted=wanted, mask_sources=mask_sources
+    )
 
     def masks_ready(fact: BaseModel) -> Iterable[BaseModel]:
         if not isinstance(fact, MasksReady):

@@ -154,6 +154,7 @@ class Segmenter:
                     series_id=fact.series_id,
                     mask_hash=hashed,
                     source="automatic",
+                    segmenter=note.source,
                     roi_kind="body",
                     levels=found.levels,
                     warnings=_of_masks(manifest, found),

@@ -127,6 +127,7 @@ def write_tiny_bundle(
     network_seed: int = 0,
     image_types: ImageTypes = "full",
     crop: CropProtocol | None = None,
+    mask_sources: tuple[str, ...] = (),
 ) -> Bundle:
     """A valid bundle of kind DEMO, untrained.
 
@@ -172,7 +173,7 @@ def write_tiny_bundle(
             seeds={"seed": seed, "classifier": classifier_seed, "network": network_seed},
             fingerprint="0" * 64,
         ),
-        mask_sources=("synthetic phantom",),
+        mask_sources=("synthetic phantom", *mask_sources),
         metrics={"note": "untrained; for tests alone"},
         model_card="# tiny\n\nUntrained: random coefficients for tests. No meaning of any kind.\n",
     )

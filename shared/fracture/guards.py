@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.fracture.crop import Box, bounding_box
-from shared.fracture.levels import SCORED_LEVELS
+from shared.fracture.levels import SCORED_LEVELS, is_uncertain
 from shared.fracture.protocol import RoiKind
 from shared.fracture.records import Acquisition, GuardRecord, Warned
 from shared.fracture.volume import Mask, Volume
@@ -79,18 +79,20 @@ def evaluate_guards(
     wanted_roi: RoiKind,
     settings: GuardSettings,
     uncut: Mask | None = None,
+    uncertain_levels: bool = False,
 ) -> Guarded:
     """The guards of one region on its source scan.
 
     `volume` in HU, not clipped; `roi` bool or 0/1 on its grid, after the body cut, and `uncut` the same before it;
-    `roi_kind` what `roi` holds and `wanted_roi` what the bundle was trained on.
+    `roi_kind` what `roi` holds and `wanted_roi` what the bundle was trained on; `uncertain_levels`: whether a body that
+    is only known as the n-th from below (B01, …) passes.
     """
     box = bounding_box(roi.voxels)
     spacing_zyx = volume.geometry.spacing_zyx
     guards: list[GuardRecord] = []
     warnings: list[Warned] = list(spacing_warnings(spacing_zyx, settings=settings))
     guards += _spacing(spacing_zyx, settings)
-    guards += _level(level)
+    guards += [] if uncertain_levels and is_uncertain(level) else _level(level)
     guards += _roi_kind(roi_kind, wanted_roi)
     if box is None:
         was_cut = uncut is not None and bool(uncut.voxels.any())

@@ -41,6 +41,11 @@ VERSE: Final[Mapping[int, str]] = {
 VERSE_OTHER: Final[tuple[int, ...]] = (26, 27)
 
 
+def is_uncertain(level: str) -> bool:
+    """Whether a level only says which body from below it is."""
+    return level not in ORDER and level.startswith("B")
+
+
 def sort_key(level: str) -> tuple[int, str]:
     """Orders levels from head to foot; uncertain ones last, from below."""
     return (ORDER.index(level), level) if level in ORDER else (len(ORDER), level)

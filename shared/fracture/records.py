@@ -90,6 +90,8 @@ class MaskRecord(Record):
     roi_kind: RoiKind
     has_body_mask: bool = False
     """A second map (keys.body_mask; 1 = body) by which whole vertebrae are to be cut."""
+    segmenter: str = ""
+    """Who made an automatic mask (spine.record.SegmenterNote.source)."""
     levels: dict[str, int]
     refused: dict[str, str] = {}
     """Levels that cannot be scored, with the reason ("two masks for L1"); they stand in the plan as rejected cases."""

@@ -16,7 +16,9 @@ from services.dicom_ingest.collected import CollectedMask, CollectedSeries, Coll
 from services.embedded import Ran, run
 from services.segmentation_by_hand import Vertebrae
 from services.segmenter.segmentation import label_of
-from services.segmenter.service import NO_MASK
+from services.segmenter.service import NO_MASK, built_in_of
+from services.segmenter.settings import SegmenterSettings
+from services.trainer.tiny_bundle import write_tiny_bundle
 from shared.fracture.ids import Pseudonyms
 from shared.fracture.ledger import StudyState
 from shared.fracture.records import CaseRecord, Demographics
@@ -38,6 +40,15 @@ SPINE = (SOUND, SOUND, WEDGED, SOUND, MILD, SOUND)
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("network")
     write_hu_network(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(network: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that knows masks of this network."""
+    made = built_in_of(SegmenterSettings(network=network)).note
+    folder = tmp_path_factory.mktemp("bundle") / "bridged"
+    write_tiny_bundle(folder, image_types="original", mask_sources=(made.source,))
     return folder
 
 
@@ -110,9 +121,9 @@ def with_segmenter(folder: Path, bundle: Path, network: Path, **more: Any) -> Pl
 
 
 def test_a_study_without_masks_is_segmented_gated_scored_and_reported(
-    tmp_path: Path, tiny_bundle: Path, network: Path, scan: Volume
+    tmp_path: Path, bundle: Path, network: Path, scan: Volume
 ) -> None:
-    here = with_segmenter(tmp_path / "store", tiny_bundle, network)
+    here = with_segmenter(tmp_path / "store", bundle, network)
 
     ran = swept(here, series(scan))
 
@@ -136,8 +147,8 @@ def test_a_study_without_masks_is_segmented_gated_scored_and_reported(
     assert "fracture given by the mask" not in page
 
 
-def test_the_same_run_again_computes_nothing(tmp_path: Path, tiny_bundle: Path, network: Path, scan: Volume) -> None:
-    here = with_segmenter(tmp_path / "store", tiny_bundle, network)
+def test_the_same_run_again_computes_nothing(tmp_path: Path, bundle: Path, network: Path, scan: Volume) -> None:
+    here = with_segmenter(tmp_path / "store", bundle, network)
     swept(here, series(scan))
     before = here.objects("masks/", "cases/", "features/", "outcomes/", "reports/", "plans/")
 
@@ -148,13 +159,13 @@ def test_the_same_run_again_computes_nothing(tmp_path: Path, tiny_bundle: Path, 
 
 
 def test_a_refusal_for_want_of_a_mask_does_not_outlive_the_setting_that_caused_it(
-    tmp_path: Path, tiny_bundle: Path, network: Path, scan: Volume
+    tmp_path: Path, bundle: Path, network: Path, scan: Volume
 ) -> None:
-    without = place(tmp_path / "store", tiny_bundle)
+    without = place(tmp_path / "store", bundle)
     refused = study(without, swept(without, series(scan)))
     assert [one.reasons for one in refused.series] == [(NO_MASK,)]
 
-    here = with_segmenter(tmp_path / "store", tiny_bundle, network)
+    here = with_segmenter(tmp_path / "store", bundle, network)
     state = study(here, swept(here, series(scan)))
 
     assert [one.state for one in state.series] == ["planned"]
@@ -163,9 +174,9 @@ def test_a_refusal_for_want_of_a_mask_does_not_outlive_the_setting_that_caused_i
 
 
 def test_masks_that_come_later_supersede_the_automatic_ones(
-    tmp_path: Path, tiny_bundle: Path, network: Path, scan: Volume
+    tmp_path: Path, bundle: Path, network: Path, scan: Volume
 ) -> None:
-    here = with_segmenter(tmp_path / "store", tiny_bundle, network)
+    here = with_segmenter(tmp_path / "store", bundle, network)
     first = study(here, swept(here, series(scan)))
 
     ran = swept(here, series(scan, mask=given_bodies(scan)))
@@ -181,14 +192,43 @@ def test_masks_that_come_later_supersede_the_automatic_ones(
 
 
 def test_gate_all_keeps_vertebrae_of_given_masks_out_too(
-    tmp_path: Path, tiny_bundle: Path, network: Path, scan: Volume
+    tmp_path: Path, bundle: Path, network: Path, scan: Volume
 ) -> None:
-    here = with_segmenter(tmp_path / "store", tiny_bundle, network, segmenter__gate="all")
+    here = with_segmenter(tmp_path / "store", bundle, network, segmenter__gate="all")
 
     state = study(here, swept(here, series(scan, mask=given_bodies(scan))))
 
     assert standing(state)["L2"] == "reported"
     assert standing(state)["L1"] == "not evaluated: not-fractured"
+
+
+def test_a_bundle_that_does_not_know_these_masks_scores_none_of_them(
+    tmp_path: Path, tiny_bundle: Path, bundle: Path, network: Path, scan: Volume
+) -> None:
+    here = with_segmenter(tmp_path / "store", tiny_bundle, network)
+
+    state = study(here, swept(here, series(scan)))
+
+    assert standing(state)["L2"] == "not evaluated: guard"
+    (fractured,) = (case for case in state.cases if case.level == "L2")
+    assert "the model was not fitted on masks of built-in by-hu 1" in fractured.reasons[0]
+    assert "it knows: synthetic phantom" in fractured.reasons[0]
+    assert standing(state)["L4"] == "not evaluated: review"  # what the gate says comes first
+    bridged = with_segmenter(tmp_path / "store", bundle, network)
+    assert standing(study(bridged, swept(bridged, series(scan))))["L2"] == "reported"
+
+
+def test_bodies_whose_level_is_uncertain_are_scored_by_their_number_from_below(
+    tmp_path: Path, bundle: Path, network: Path
+) -> None:
+    here = with_segmenter(tmp_path / "store", bundle, network)
+
+    state = study(here, swept(here, series(ct_of(lumbar(bodies=SPINE)))))
+
+    assert standing(state)["B04"] == "reported"
+    page = here.store.get(f"reports/{state.study_id}/{state.report_id}.html").decode()
+    assert "Levels are uncertain" in page
+    assert "neither the sacrum nor which ribs are the last" in page
 
 
 # by hand ---------------------------------------------------------------------------------------------------------

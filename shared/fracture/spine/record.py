@@ -76,6 +76,11 @@ class SegmenterNote(_Frozen):
     sha256: str = ""
     """Of the network, or of the command's declaration."""
 
+    @property
+    def source(self) -> str:
+        """What a bundle calls masks of this maker (Manifest.mask_sources)."""
+        return f"{self.kind} {self.name} {self.version} {self.sha256[:16]}"
+
 
 class SpineRecord(Record):
     """The spine of one series under one mask."""

@@ -92,6 +92,7 @@ def stored(
     bodies=None,
     acquisition=None,
     warnings=(),
+    source="nifti",
     **record,
 ):
     """A series as ingest leaves it, and the fact that tells of its masks."""
@@ -117,7 +118,7 @@ def stored(
     masks = MaskRecord(
         series_id=SERIES,
         mask_hash=mask_hash,
-        source="nifti",
+        source=source,
         roi_kind=roi_kind,
         has_body_mask=bodies is not None,
         levels=levels,
@@ -162,8 +163,10 @@ def note_each(facts, told):
         told.append(fact)
 
 
-def handle(store, fact, *, protocol=PROTOCOL, settings=None, pool=None, wanted=None):
-    service = resampler_service(store=store, protocol=protocol, settings=settings, pool=pool, wanted=wanted)
+def handle(store, fact, *, protocol=PROTOCOL, settings=None, pool=None, wanted=None, mask_sources=()):
+    service = resampler_service(
+        store=store, protocol=protocol, settings=settings, pool=pool, wanted=wanted, mask_sources=mask_sources
+    )
     try:
         return list(service.handlers[MasksReady](fact))
     finally:
@@ -771,3 +774,28 @@ def test_a_spine_record_that_is_not_there_yet_is_waited_for(store):
 
     with pytest.raises(Retry, match="spine record"):
         handle(store, fact)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_automatic_masks_are_scored_by_a_bundle_that_knows_their_maker_alone(store, known):
+    fact = stored(store, blocks(20), {"L1": 20}, source="automatic", segmenter="built-in spine 1 abc")
+    fact = measured(store, fact, finding("L1", "fractured"), gated=True)
+
+    (told,) = handle(store, fact, mask_sources=("given masks", "built-in spine 1 abc") if known else ("given masks",))
+
+    assert isinstance(told, CaseReady if known else CaseNotEvaluated)
+    if not known:
+        kept_out = outcome_of(store, told, "not-evaluated", NotEvaluated)
+        assert (kept_out.kind, kept_out.codes) == ("guard", ("mask-source",))
+        assert "built-in spine 1 abc" in kept_out.reasons[0]
+
+
+def test_an_uncertain_level_passes_where_the_segmenter_named_it_so(store):
+    automatic = stored(store, blocks(101), {"B01": 101}, source="automatic", segmenter="x")
+    (told,) = handle(store, measured(store, automatic, finding("B01", "fractured"), gated=True), mask_sources=("x",))
+
+    given = stored(store, blocks(101), {"B01": 101}, mask_hash="7" * 64, manifest_id="8" * 64)
+    (refused,) = handle(store, given, mask_sources=("x",))
+
+    assert isinstance(told, CaseReady)
+    assert isinstance(refused, CaseNotEvaluated)
