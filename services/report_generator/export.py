@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import SimpleITK as sitk
+
 from services.report_generator.page import worklist_page
+from services.report_generator.study_report import StudyReport
 from services.report_generator.worklist import Worklist, to_csv
 from services.report_generator.worklists import newest_worklist, patients_of
 from shared.fracture import keys
 from shared.fracture.ids import short
 from shared.fracture.ledger import Ledger
+from shared.fracture.volume import mask_from_nrrd, to_sitk
 from shared.pipeline.errors import FractureSweepError, NotInStore
 from shared.pipeline.store import Store
 
@@ -102,7 +106,37 @@ def _export_report(store: Store, study_id: str, report_id: str, folder: Path, *,
             )
             raise FractureSweepError(f"the store does not hold {what}") from None
         _write(folder / f"report.{suffix}", data)
+    if named:
+        _export_segmentations(store, study_id, report_id, folder)
+    else:
+        _export_masks(store, folder)
     return folder / "report.html"
+
+
+def _export_segmentations(store: Store, study_id: str, report_id: str, folder: Path) -> None:
+    """The DICOM SEG objects beside a named copy."""
+    shown = StudyReport.model_validate_json(store.get(keys.report(study_id, report_id, "json")))
+    for series in shown.series:
+        key = keys.named_segmentation(study_id, report_id, series.series_id)
+        if series.spine is not None and store.exists(key):
+            _write(folder / f"bodies-{short(series.series_id)}.dcm", store.get(key))
+
+
+def _export_masks(store: Store, folder: Path) -> None:
+    """The label maps that were made for a study, as NIfTI (VerSe's ids), where retention has not dropped them."""
+    shown = StudyReport.model_validate_json((folder / "report.json").read_bytes())
+    for series in shown.series:
+        spine = series.spine
+        if spine is None or spine.segmenter.kind == "given":
+            continue
+        try:
+            labels = mask_from_nrrd(store.get(keys.mask(series.series_id, spine.mask_hash)))
+        except NotInStore:
+            continue
+        with tempfile.TemporaryDirectory() as work:
+            path = Path(work) / "bodies.nii.gz"
+            sitk.WriteImage(to_sitk(labels), str(path), useCompression=True)
+            _write(folder / f"bodies-{short(series.series_id)}.nii.gz", path.read_bytes())
 
 
 def _write(path: Path, data: bytes) -> None:

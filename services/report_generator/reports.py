@@ -6,6 +6,7 @@ follow from stored records alone, so two workers that write one report at the sa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Final
 
@@ -14,8 +15,16 @@ from services.report_generator.sagittal_view import SagittalView, sagittal_view
 from services.report_generator.study_report import ScoringBundle, StudyReport, build
 from shared.fracture import keys
 from shared.fracture.crop import MAX_CROP_VOXELS
+from shared.fracture.ids import short
 from shared.fracture.ledger import StudyState
-from shared.fracture.records import CaseRecord, MaskRecord, Record, SeriesManifest, StudyIdentity
+from shared.fracture.records import (
+    CaseRecord,
+    MaskRecord,
+    Record,
+    SeriesIdentity,
+    SeriesManifest,
+    StudyIdentity,
+)
 from shared.fracture.sagittal import sagittal_box
 from shared.fracture.spine.record import SpineRecord
 from shared.fracture.volume import mask_from_nrrd, volume_from_nrrd
@@ -24,6 +33,7 @@ from shared.pipeline.store import Store
 from shared.records.archive import find_record, read_record
 
 NOT_STATED: Final = ""
+LOG = logging.getLogger("fracture_sweep.report_generator")
 
 
 def write_report(store: Store, state: StudyState, *, bundle: ScoringBundle, named: bool) -> bool:
@@ -46,6 +56,7 @@ def write_report(store: Store, state: StudyState, *, bundle: ScoringBundle, name
         page = study_page(report, views=views, spines=spines, patient=patient)
         store.put(keys.named_report(state.study_id, state.report_id, "html"), page.encode())
         store.put(keys.named_report(state.study_id, state.report_id, "json"), named_json(report, patient))
+        write_segmentations(store, state, report)
     store.put(mark, report.to_bytes())
     return True
 
@@ -110,6 +121,38 @@ def _view(store: Store, *, crop_hash: str, case_id: str) -> SagittalView | None:
     except (NotInStore, ValueError, RuntimeError):
         # A result whose crop is lost is still a result; SimpleITK raises RuntimeError for bytes that are no NRRD.
         return None
+
+
+def write_segmentations(store: Store, state: StudyState, report: StudyReport) -> None:
+    """Restricted: the automatic masks of a study's series as DICOM SEG, where they can be made."""
+    from services.report_generator.dicom_seg import segmentation  # highdicom: for named copies alone
+
+    identities = [read_record(store, key, StudyIdentity) for key in store.keys(keys.study_identities(state.study_id))]
+    for series in report.series:
+        spine = series.spine
+        if spine is None or spine.segmenter.kind == "given" or not identities:
+            continue
+        masks = find_record(store, keys.mask_record(series.series_id, spine.mask_hash), MaskRecord)
+        manifest = find_record(store, keys.manifest(series.series_id, series.manifest_id), SeriesManifest)
+        if masks is None or manifest is None:
+            continue
+        known = find_record(store, keys.series_instances(series.series_id, manifest.image_hash), SeriesIdentity)
+        if known is None:
+            continue
+        try:
+            seg = segmentation(
+                mask_from_nrrd(store.get(keys.mask(series.series_id, spine.mask_hash))),
+                masks.levels,
+                study=identities[-1],
+                series=known,
+                grid=manifest.grid,
+                made_by=spine.segmenter,
+            )
+        except Exception as error:  # headers of the wild: whatever is wrong with them costs the SEG, not the report
+            fields = {"series_id": short(series.series_id), "reason": type(error).__name__}
+            LOG.warning("no DICOM SEG of a series' masks could be made", extra={"fields": fields})
+            continue
+        store.put(keys.named_segmentation(state.study_id, state.report_id, series.series_id), seg)
 
 
 def read_patient(store: Store, study_id: str) -> PatientShown:

@@ -167,6 +167,7 @@ class CaseReport(_Frozen):
 class SpineReport(_Frozen):
     """The spine of a series: who made the masks, what the levels rest on, and every vertebra's heights."""
 
+    mask_hash: Id
     segmenter: SegmenterNote
     levels_from: str
     doubts: tuple[str, ...] = ()
@@ -397,6 +398,7 @@ def _series(
         spine=None
         if spine is None
         else SpineReport(
+            mask_hash=spine.mask_hash,
             segmenter=spine.segmenter,
             levels_from=spine.levels_from,
             doubts=spine.doubts,

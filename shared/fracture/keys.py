@@ -150,6 +150,11 @@ def named_report(study_id: str, report_id: str, suffix: Literal["html", "json"])
     return f"named/reports/{study_id}/{report_id}.{suffix}"
 
 
+def named_segmentation(study_id: str, report_id: str, series_id: str) -> str:
+    """The automatic masks of a series as DICOM SEG: it carries the patient's name and UIDs, hence restricted."""
+    return f"named/reports/{study_id}/{report_id}.{series_id}.seg.dcm"
+
+
 def worklists(sweep_id: str) -> str:
     """The prefix of the revisions of a sweep's worklist: `<n>.json`, and `<n>.html`, `<n>.csv` beside it."""
     return f"worklists/{sweep_id}/"

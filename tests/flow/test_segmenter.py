@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import highdicom as hd
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from typer.testing import CliRunner
@@ -14,6 +17,7 @@ from services.__main__ import app
 from services.composition import bundle_of
 from services.dicom_ingest.collected import CollectedMask, CollectedSeries, CollectedSlice
 from services.embedded import Ran, run
+from services.report_generator.export import export_sweep
 from services.segmentation_by_hand import Vertebrae
 from services.segmenter.segmentation import label_of
 from services.segmenter.service import NO_MASK, built_in_of
@@ -21,6 +25,7 @@ from services.segmenter.settings import SegmenterSettings
 from services.trainer.tiny_bundle import write_tiny_bundle
 from shared.fracture.ids import Pseudonyms
 from shared.fracture.ledger import StudyState
+from shared.fracture.level_codes import BODY_SCT
 from shared.fracture.records import CaseRecord, Demographics
 from shared.fracture.volume import Mask, Volume, mask_from_sitk, to_sitk
 from shared.records.archive import read_record
@@ -30,6 +35,7 @@ from tests.fixtures.small_studies import SmallArchive
 from tests.fixtures.spine_network import SOUND, ct_of, lumbar, write_hu_network
 from tests.fixtures.spines import DrawnBody
 
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 LEVELS = ("T12", "L1", "L2", "L3", "L4", "L5")
 WEDGED = DrawnBody(anterior=15, middle=20, posterior=26)
 MILD = DrawnBody(anterior=20.6, middle=22.6, posterior=26)
@@ -66,7 +72,7 @@ def series(scan: Volume, *, mask: CollectedMask | None = None) -> CollectedSerie
         instances=scan.geometry.shape_zyx[0],
         volume=scan,
         slices=tuple(
-            CollectedSlice(sop_instance_uid=f"1.9.1.{n}", sop_class_uid="ct", position_mm=1.5 * n)
+            CollectedSlice(sop_instance_uid=f"1.9.1.{n}", sop_class_uid=CT_IMAGE, position_mm=1.5 * n)
             for n in range(scan.geometry.shape_zyx[0])
         ),
         demographics=Demographics(age_years=71, sex="F"),
@@ -229,6 +235,46 @@ def test_bodies_whose_level_is_uncertain_are_scored_by_their_number_from_below(
     page = here.store.get(f"reports/{state.study_id}/{state.report_id}.html").decode()
     assert "Levels are uncertain" in page
     assert "neither the sacrum nor which ribs are the last" in page
+
+
+def test_the_masks_are_exported_and_go_back_as_dicom_seg_beside_the_named_report(
+    tmp_path: Path, bundle: Path, network: Path, scan: Volume
+) -> None:
+    here = with_segmenter(tmp_path / "store", bundle, network, report_generator__named_reports="true")
+    ran = swept(here, series(scan))
+
+    export_sweep(here.store, ran.sweep_id, tmp_path / "out", named=True)
+
+    (nifti,) = (tmp_path / "out").glob("reports/*/bodies-*.nii.gz")
+    labels = mask_from_sitk(sitk.ReadImage(str(nifti)))
+    assert labels.geometry.same_grid(scan.geometry)
+    (path,) = (tmp_path / "out").glob("named/reports/*/bodies-*.dcm")
+    seg = pydicom.dcmread(path)
+    assert [BODY_SCT[item.SegmentedPropertyTypeCodeSequence[0].CodeValue] for item in seg.SegmentSequence] == list(
+        LEVELS
+    )
+    frames = hd.seg.Segmentation.from_dataset(seg).get_pixels_by_source_instance(
+        [f"1.9.1.{n}" for n in range(scan.geometry.shape_zyx[0])],
+        combine_segments=True,
+        assert_missing_frames_are_empty=True,
+    )
+    table = np.array([0, *[label_of(level) for level in LEVELS]], dtype=np.uint8)
+    assert np.array_equal(table[frames], labels.voxels)
+    assert not [key for key in here.store.keys("") if key.endswith(".dcm") and not key.startswith("named/")]
+
+
+def test_headers_that_no_seg_can_be_made_of_cost_no_report(
+    tmp_path: Path, bundle: Path, network: Path, scan: Volume, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = with_segmenter(tmp_path / "store", bundle, network, report_generator__named_reports="true")
+    one = series(scan)
+    odd = replace(one, slices=tuple(replace(s, sop_class_uid="no UID at all") for s in one.slices))
+
+    ran = swept(here, odd)
+
+    assert ran.ledger.reports == ran.ledger.studies == 1
+    assert not [key for key in here.store.keys("named/") if key.endswith(".dcm")]
+    assert any("no DICOM SEG" in record.message for record in caplog.records)
 
 
 # by hand ---------------------------------------------------------------------------------------------------------

@@ -6,14 +6,12 @@ from hypothesis import strategies as st
 from pydicom.sr.codedict import codes
 
 from services.dicom_ingest.level_names import (
-    BODY_SCT,
-    VERTEBRA_SCT,
-    VERTEBRA_SRT,
     NamedLevel,
     coded_level,
     mentions_vertebra,
     named_level,
 )
+from shared.fracture.level_codes import BODY_SCT, VERTEBRA_SCT, VERTEBRA_SRT
 from shared.fracture.levels import ORDER
 
 
