@@ -43,6 +43,8 @@ def command(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]
         ("phantoms", "archive", "--help"),
         ("phantoms", "cohort", "--help"),
         ("gc", "--help"),
+        ("segment", "--help"),
+        ("train-segmenter", "--help"),
         ("settings", "--help"),
     ],
 )
