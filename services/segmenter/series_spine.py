@@ -5,12 +5,12 @@ Runs in a process of a pool. Volume and masks come as files, since they may be l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,10 @@ from services.segmenter.spine_pictures import Shown, spine_pictures
 from shared.fracture.crop import as_stored, reoriented
 from shared.fracture.keys import SpineView
 from shared.fracture.protocol import RoiKind
-from shared.fracture.spine.chain import BodyMap, Vertebra, from_bodies, from_vertebrae, measured_chain, spread
+from shared.fracture.spine.chain import Vertebra, from_bodies, from_vertebrae, measured_chain, spread
 from shared.fracture.spine.findings import findings_of
 from shared.fracture.spine.gate import GateSettings
-from shared.fracture.spine.naming import LevelsFrom, SeenBody, checked
+from shared.fracture.spine.naming import LevelsFrom, Named, SeenBody, checked
 from shared.fracture.spine.network_card import load_network
 from shared.fracture.spine.record import Finding
 from shared.fracture.volume import Mask, Volume, mask_from_nrrd_file, to_nrrd, volume_from_nrrd_file
@@ -136,21 +136,12 @@ def plugged_spine(scan: Volume, masks: Plugged, *, limits: GateSettings) -> Seri
     names = {value: level for level, value in masks.levels.items()}
     values = _from_head_to_foot(turned.voxels, sorted(names))
     spacing = turned.geometry.spacing_zyx
-    uncut: tuple[int, ...] = ()
-    if masks.roi_kind == "body":
-        body_map = from_bodies(turned.voxels, values, spacing_zyx=spacing)
-    else:
-        body_map, uncut = from_vertebrae(turned.voxels, values, spacing_zyx=spacing)
-        values = [value for value in values if value not in uncut]
-    if not values:
+    made_of = from_bodies if masks.roi_kind == "body" else from_vertebrae
+    body_map, kept = made_of(turned.voxels, values, spacing_zyx=spacing)
+    if not kept:
         raise NotSegmentable("no vertebra of the label map can be cut into body and arch")
     chain = measured_chain(body_map, source_spacing_zyx=spacing)
-    pitches = [float(np.linalg.norm(one.frame.centre_zyx - two.frame.centre_zyx)) for one, two in pairwise(chain)]
-    seen = [
-        SeenBody(pitch_mm=pitch, ribs=None, whole=not one.cut_off)
-        for one, pitch in zip(chain, [*pitches, None], strict=True)
-    ]
-    named = checked([names[value] for value in values], seen)
+    named = _checked([names[value] for value in kept], chain)
     table = np.array([0, *[label_of(level) for level in named.levels]], dtype=np.uint8)
     on_scan = table[spread(body_map.labels, turned.voxels.shape)]
     on_scan[turned.voxels == 0] = 0
@@ -163,14 +154,26 @@ def plugged_spine(scan: Volume, masks: Plugged, *, limits: GateSettings) -> Seri
         levels={level: label_of(level) for level in named.levels if label_of(level) in there},
         levels_from=named.levels_from,
         doubts=named.doubts,
-        warnings=tuple(_uncut_words(names[value]) for value in uncut),
+        warnings=_uncut_words(names[value] for value in values if value not in kept),
         pictures=_pictures(scan, made, findings),
         labels=to_nrrd(made),
     )
 
 
-def _uncut_words(level: str) -> str:
-    return f"heights of {level} are not read: body and arch of the mask cannot be told apart"
+def _checked(levels: Sequence[str], chain: Sequence[Vertebra]) -> Named:
+    """Whether names that somebody else gave can be right."""
+    pitches = [float(np.linalg.norm(one.frame.centre_zyx - two.frame.centre_zyx)) for one, two in pairwise(chain)]
+    return checked(
+        levels,
+        [
+            SeenBody(pitch_mm=pitch, ribs=None, whole=not one.cut_off)
+            for one, pitch in zip(chain, [*pitches, None], strict=True)
+        ],
+    )
+
+
+def _uncut_words(levels: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"heights of {level} are not read: its body cannot be told apart in the mask" for level in levels)
 
 
 def _read_mask(path: Path) -> Mask:
@@ -188,43 +191,40 @@ def _given(scan: Volume, masks: Given, *, limits: GateSettings) -> SeriesSpine:
     turned = reoriented(labels)
     names = {value: level for level, value in masks.levels.items()}
     values = _from_head_to_foot(turned.voxels, sorted(names))
-    uncut: tuple[int, ...] = ()
-    if masks.roi_kind == "body":
-        body_map = from_bodies(turned.voxels, values, spacing_zyx=turned.geometry.spacing_zyx)
-    elif bodies is not None:
+    spacing = turned.geometry.spacing_zyx
+    if bodies is not None:
         cut = np.where(reoriented(bodies).voxels != 0, turned.voxels, 0)
-        values = _from_head_to_foot(cut, values)
-        whole = from_bodies(turned.voxels, values, spacing_zyx=turned.geometry.spacing_zyx)
-        body_map = from_bodies(cut, values, spacing_zyx=turned.geometry.spacing_zyx)
-        body_map = BodyMap(
-            labels=body_map.labels,
-            spacing_zyx=body_map.spacing_zyx,
-            behind=(whole.labels != 0) & (body_map.labels == 0),
-        )
+        of_bodies, kept = from_bodies(cut, values, spacing_zyx=spacing)
+        whole, _ = from_bodies(turned.voxels, kept, spacing_zyx=spacing)
+        body_map = replace(of_bodies, behind=(whole.labels != 0) & (of_bodies.labels == 0))
     else:
-        body_map, uncut = from_vertebrae(turned.voxels, values, spacing_zyx=turned.geometry.spacing_zyx)
-        values = [value for value in values if value not in uncut]
-    chain = measured_chain(body_map, source_spacing_zyx=turned.geometry.spacing_zyx)
-    levels = [names[value] for value in values]
-    findings = findings_of(levels, chain, limits=limits, faults=_faults(scan, labels, values, chain))
+        made_of = from_bodies if masks.roi_kind == "body" else from_vertebrae
+        body_map, kept = made_of(turned.voxels, values, spacing_zyx=spacing)
+    chain = measured_chain(body_map, source_spacing_zyx=spacing)
+    levels = [names[value] for value in kept]
+    findings = findings_of(levels, chain, limits=limits, faults=_faults(scan, labels, kept, chain))
     return SeriesSpine(
         findings=findings,
         levels=dict(masks.levels),
         levels_from="mask",
         doubts=(),
-        warnings=tuple(_uncut_words(names[value]) for value in uncut),
+        warnings=(
+            *_uncut_words(names[value] for value in values if value not in kept),
+            *(f"levels as the mask names them, though {doubt}" for doubt in _checked(levels, chain).doubts),
+        ),
         pictures=_pictures(scan, labels, findings, values=dict(masks.levels)),
     )
 
 
-def _from_head_to_foot(labels: NDArray[np.generic], values: Sequence[int]) -> list[int]:
+def _from_head_to_foot(labels: NDArray[Any], values: Sequence[int]) -> list[int]:
     """Those of some values that are there, by the height of their middles."""
+    counts = np.stack([np.bincount(plane.ravel(), minlength=max(values, default=0) + 1) for plane in labels])
     planes = np.arange(labels.shape[0])
-    middle = {}
-    for value in values:
-        counts = (labels == value).sum(axis=(1, 2))
-        if counts.any():
-            middle[value] = float((counts * planes).sum() / counts.sum())
+    middle = {
+        value: float((counts[:, value] * planes).sum() / counts[:, value].sum())
+        for value in values
+        if counts[:, value].any()
+    }
     return sorted(middle, key=lambda value: -middle[value])
 
 

@@ -86,9 +86,7 @@ def measured_chain(
                 frame=frame,
                 measured=measure(_soft(bodies, number, box), frame),
                 volume_ml=float(inside.sum() * np.prod(bodies.spacing_zyx) / 1000),
-                cut_off=any(
-                    low <= rim or high >= n - rim for (low, high), n in zip(box, bodies.labels.shape, strict=True)
-                ),
+                cut_off=_near_end(box, bodies.labels.shape, rim),
                 step_mm=float(np.linalg.norm(frame.up * steps)),
             )
         )
@@ -181,16 +179,18 @@ def _canal(bodies: BodyMap, number: int, box: Box, frame: BodyFrame) -> Vector |
 
 def from_bodies(
     labels: NDArray[np.generic], values: Sequence[int], *, spacing_zyx: tuple[float, float, float]
-) -> BodyMap:
-    """The map of given bodies: `values` are their labels from head to foot."""
+) -> tuple[BodyMap, tuple[int, ...]]:
+    """The map of given bodies, and which of `values` (their labels, from head to foot) it holds."""
     thin, spacing = thinned(labels, spacing_zyx)
-    return BodyMap(labels=_numbered(thin, values), spacing_zyx=spacing)
+    there = set(np.unique(thin).tolist())
+    kept = tuple(value for value in values if value in there)
+    return BodyMap(labels=_numbered(thin, kept), spacing_zyx=spacing), kept
 
 
 def from_vertebrae(
     labels: NDArray[np.generic], values: Sequence[int], *, spacing_zyx: tuple[float, float, float]
 ) -> tuple[BodyMap, tuple[int, ...]]:
-    """The map of the bodies that given whole vertebrae are cut into, and the values that could not be cut.
+    """The map of the bodies that given whole vertebrae are cut into, and which of `values` it holds.
 
     `values` are the labels from head to foot. Vertebrae that cannot be cut are left out of the map.
     """
@@ -226,7 +226,7 @@ def from_vertebrae(
     behind = (whole != 0) & (bodies == 0)
     return (
         BodyMap(labels=labels_of_bodies, spacing_zyx=spacing, behind=behind),
-        tuple(values[n - 1] for n in sorted(uncut)),
+        tuple(values[n - 1] for n in kept),
     )
 
 

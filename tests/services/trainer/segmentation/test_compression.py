@@ -25,7 +25,7 @@ def compressed(anatomy: Anatomy, *compressions: Compression) -> np.ndarray:
 
 def chain(labels: np.ndarray, anatomy: Anatomy):
     values = [ORDER.index(body.level) + 1 for body in anatomy.bodies]
-    return measured_chain(from_bodies(labels, values, spacing_zyx=(1.5, 1.5, 1.5)))
+    return measured_chain(from_bodies(labels, values, spacing_zyx=(1.5, 1.5, 1.5))[0])
 
 
 @pytest.mark.parametrize("deformity", DEFORMITIES)

@@ -32,11 +32,11 @@ def decisions(chain) -> list[str]:
 def test_whole_vertebrae_are_cut_and_measured_as_their_bodies_are() -> None:
     spine = draw_spine([SOUND, SOUND, WEDGED, SOUND, SOUND], bend_degrees=4)
 
-    of_bodies = measured_chain(from_bodies(spine.bodies, range(1, 6), spacing_zyx=spine.spacing_zyx))
-    cut, uncut = from_vertebrae(spine.whole, range(1, 6), spacing_zyx=spine.spacing_zyx)
+    of_bodies = measured_chain(from_bodies(spine.bodies, range(1, 6), spacing_zyx=spine.spacing_zyx)[0])
+    cut, kept = from_vertebrae(spine.whole, range(1, 6), spacing_zyx=spine.spacing_zyx)
     of_whole = measured_chain(cut)
 
-    assert uncut == ()
+    assert kept == (1, 2, 3, 4, 5)
     assert heights(of_whole) == pytest.approx(heights(of_bodies), abs=1.0)
     assert decisions(of_whole) == decisions(of_bodies) == ["not-fractured"] * 2 + ["fractured"] + ["not-fractured"] * 2
 
@@ -68,12 +68,22 @@ def test_a_vertebra_without_an_arch_cannot_be_cut_and_is_named() -> None:
     whole = spine.whole.copy()
     whole[(whole == 2) & (spine.bodies == 0)] = 0
 
-    cut, uncut = from_vertebrae(whole, (20, 21, 22), spacing_zyx=spine.spacing_zyx)
-    assert uncut == (20, 21, 22)  # values that the map has not
+    assert from_vertebrae(whole, (20, 21, 22), spacing_zyx=spine.spacing_zyx)[1] == ()  # values that it has not
+    cut, kept = from_vertebrae(whole, range(1, 4), spacing_zyx=spine.spacing_zyx)
 
-    cut, uncut = from_vertebrae(whole, range(1, 4), spacing_zyx=spine.spacing_zyx)
-    assert uncut == (2,)
+    assert kept == (1, 3)
     assert len(measured_chain(cut)) == 2
+
+
+def test_a_body_that_is_too_small_for_the_grid_is_left_out() -> None:
+    labels = np.zeros((120, 60, 60), dtype=np.uint8)
+    labels[70:110, 10:50, 10:50], labels[10:50, 10:50, 10:50] = 1, 2
+    labels[1, 1, 1] = 3
+
+    bodies, kept = from_bodies(labels, (1, 2, 3), spacing_zyx=(0.4, 0.4, 0.4))
+
+    assert kept == (1, 2)
+    assert len(measured_chain(bodies)) == 2
 
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1)])
@@ -117,7 +127,7 @@ def test_a_body_at_the_end_of_the_scan_is_cut_off() -> None:
     spine = draw_spine([SOUND, SOUND, SOUND])
     top = np.flatnonzero((spine.bodies == 1).any(axis=(1, 2)))[-4]
 
-    chain = measured_chain(from_bodies(spine.bodies[:top], range(1, 4), spacing_zyx=spine.spacing_zyx))
+    chain = measured_chain(from_bodies(spine.bodies[:top], range(1, 4), spacing_zyx=spine.spacing_zyx)[0])
 
     assert [vertebra.cut_off for vertebra in chain] == [True, False, False]
     assert decisions(chain)[0] == "not-evaluable"
@@ -138,7 +148,7 @@ def test_the_fractures_of_a_real_mask_are_found_and_no_others(shared_data: Path)
     mask = reoriented(mask_from_sitk(sitk.ReadImage(str(path))))
     values = sorted((int(v) for v in np.unique(mask.voxels) if v in VERSE), key=lambda v: sort_key(VERSE[v]))
 
-    cut, uncut = from_vertebrae(mask.voxels, values, spacing_zyx=mask.geometry.spacing_zyx)
+    cut, kept = from_vertebrae(mask.voxels, values, spacing_zyx=mask.geometry.spacing_zyx)
     chain = measured_chain(cut)
     bodies = [vertebra.chain_body() for vertebra in chain]
     grades = graded(bodies)
@@ -147,7 +157,7 @@ def test_the_fractures_of_a_real_mask_are_found_and_no_others(shared_data: Path)
         for value, body, grade in zip(values, bodies, grades, strict=True)
     }
 
-    assert uncut == ()
+    assert kept == tuple(values)
     assert [level for level, verdict in found.items() if verdict.decision == "fractured"] == ["T9", "T10", "L1"]
     assert {verdict.decision for level, verdict in found.items() if level not in ("T9", "T10", "L1")} == {
         "not-fractured"
