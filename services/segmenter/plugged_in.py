@@ -77,7 +77,8 @@ class Declaration(BaseModel):
     others: tuple[tuple[int, int], ...] = ()
     """Ranges of values (first, last) that are known and no vertebra, beside those that `labels` knows."""
     roi: RoiKind
-    seconds: Annotated[float, Field(gt=0)] = 1800.0
+    seconds: Annotated[float, Field(gt=0)] = 1500.0
+    """Below the broker's consumer timeout, which is half an hour unless it is set."""
     memory_gib: Annotated[float, Field(ge=0)] = 0.0
     """Address space of the command, and of each process that it starts; 0 sets no limit."""
     environment: dict[str, str] = {}
