@@ -119,7 +119,7 @@ bundle: $(VENV)/.test ## train the demonstration bundle again (phantoms; some ho
 	$(BIN)/python -m services.trainer.pretraining --out build/bundle/phantom-signs.safetensors --work build/bundle/pretraining
 	$(BIN)/fracture-sweep phantoms cohort build/bundle/cohort --patients 365 --kappa 0.85 --seed 7 --nifti
 	$(BIN)/fracture-sweep train build/bundle/cohort/COHORT.csv --out build/bundle/run --training deploy/bundles/demo.toml \
-	  --name phantom-demonstration --bundle-version 3 --notes deploy/bundles/demo-notes.md
+	  --name phantom-demonstration --bundle-version 4 --notes deploy/bundles/demo-notes.md
 	rm -rf deploy/bundles/demo && cp -R build/bundle/run/bundle deploy/bundles/demo
 
 study: $(VENV)/.test ## in_sample, crossfit and frozen over five phantom cohorts (many hours, resumable)
