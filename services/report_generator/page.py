@@ -135,6 +135,7 @@ def _templates() -> Environment:
         "percent": _percent,
         "fixed": _fixed,
         "signed": _signed,
+        "basis_alone": _basis_alone,
         "significant": _significant,
         "words": feature_in_words,
         "dicom_date": _dicom_date,
@@ -148,6 +149,11 @@ def _percent(value: float) -> str:
 
 def _fixed(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}"
+
+
+def _basis_alone(basis: str) -> str:
+    """On what a fracture rests, without what was measured: for where there is little room."""
+    return basis.split(";", 1)[0].split(":", 1)[0]
 
 
 def _signed(value: float) -> str:

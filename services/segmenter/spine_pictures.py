@@ -161,5 +161,5 @@ def _words(finding: Finding) -> str:
     if any(height is None for height in heights):
         return finding.decision
     three = "/".join(f"{height.value:.0f}" for height in heights if height is not None)
-    lost = "" if finding.loss is None else f"  {max(finding.loss.value, 0):.0%}"
+    lost = "" if finding.loss is None else f"  {max(finding.loss.value, 0.0) + 0.0:.0%}"
     return f"{three} mm{lost}"

@@ -184,7 +184,7 @@ class GuardRecord(BaseModel):
 
 
 GIVEN_BASIS: Final = "fracture given by the mask, not assessed"
-GATED_BASIS: Final = "fracture by measured height loss, seen by no reader"
+GATED_BASIS: Final = "fracture by height loss, seen by no reader"
 """What it rests on that a vertebra is fractured at all: every probability holds only under it."""
 
 

@@ -144,12 +144,13 @@ def test_a_study_without_masks_is_segmented_gated_scored_and_reported(
     crop = bundle_of(here.settings).manifest.crop.crop_hash
     record = read_record(here.store, f"cases/{crop}/{scored.case_id}/case.json", CaseRecord)
     assert record.mask_source == "automatic"
-    assert record.fracture_basis.startswith("fracture by measured height loss, seen by no reader: height loss")
+    assert record.fracture_basis.startswith("fracture by height loss, seen by no reader: height loss")
     page = here.store.get(f"reports/{state.study_id}/{state.report_id}.html").decode()
     assert "Levels counted from the sacrum" in page
     assert page.count('<img src="data:image/png;base64,') == 2
     assert "an acute fracture without height loss is not seen" in page
     assert "mild deformity" in page
+    assert 'text-anchor="end">fracture by height loss, seen by no reader</text>' in page  # beside the axis
     assert "fracture given by the mask" not in page
 
 

@@ -75,7 +75,7 @@ def _heights(measured: MeasuredBody | None) -> dict[str, Banded]:
 
 def _grade(grade: Graded, levels: Sequence[str]) -> dict[str, object]:
     def share(value: float) -> float:
-        return round(float(value), 4)
+        return round(float(value), 4) + 0.0  # no minus zero
 
     return {
         "expected_mm": None if grade.expected_mm is None else round(grade.expected_mm, 2),

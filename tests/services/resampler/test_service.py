@@ -729,7 +729,7 @@ def test_the_gate_lets_fractured_vertebrae_through_and_says_of_each_other_why_no
     ]
     record = read_record(store, keys.case_record(PROTOCOL.crop_hash, facts[0].case_id), CaseRecord)
     assert record.fracture_basis == (
-        "fracture by measured height loss, seen by no reader: height loss 30% (28% to 33%), Genant grade 2 wedge"
+        "fracture by height loss, seen by no reader: height loss 30% (28% to 33%), Genant grade 2 wedge"
     )
     assert not store.exists(
         keys.case_image(PROTOCOL.crop_hash, facts[1].case_id)
