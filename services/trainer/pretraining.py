@@ -14,7 +14,6 @@ every case. Checkpoints are safetensors and JSON, written aside and renamed, so 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +31,7 @@ from services.trainer.checkpoint import resume, save_checkpoint
 from services.trainer.network import Architecture, feature_count, resnet50, tiny
 from services.trainer.phantoms.cohort import DEFORMITY, GENERATOR_VERSION, SIGNS, draw_patient
 from services.trainer.phantoms.rendering import LABELS, render
+from services.trainer.schedule import warm_cosine
 from services.trainer.torch_device import Device, device_words, repeatable, torch_device
 from services.trainer.torchvision_models import ResNet
 from services.trainer.weights import PHANTOM_PRETRAINING, Start, read_weights, write_weights
@@ -118,10 +118,7 @@ def slabs(
 
 def learning_rate(step: int, spec: PretrainingSpec) -> float:
     """A short linear warm-up, then a cosine to zero."""
-    if step < spec.warm_up:
-        return spec.learning_rate * (step + 1) / spec.warm_up
-    gone = (step - spec.warm_up) / max(spec.steps - spec.warm_up, 1)
-    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * min(gone, 1.0)))
+    return warm_cosine(step, rate=spec.learning_rate, warm_up=spec.warm_up, steps=spec.steps)
 
 
 def batch_at(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from services.trainer.checkpoint import resume, save_checkpoint
+from services.trainer.schedule import warm_cosine
 from services.trainer.segmentation.synthesis import GENERATOR_VERSION
 from services.trainer.segmentation.tissues import IGNORED, NETWORK_CLASSES
 from services.trainer.segmentation.unet import WIDTHS, SagittalUNet, fresh
@@ -48,10 +48,7 @@ class FittingSpec:
 
 def learning_rate(step: int, spec: FittingSpec) -> float:
     """A short linear warm-up, then a cosine to zero."""
-    if step < spec.warm_up:
-        return spec.learning_rate * (step + 1) / spec.warm_up
-    gone = (step - spec.warm_up) / max(spec.steps - spec.warm_up, 1)
-    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * min(gone, 1.0)))
+    return warm_cosine(step, rate=spec.learning_rate, warm_up=spec.warm_up, steps=spec.steps)
 
 
 def batch_at(
