@@ -7,7 +7,6 @@ slice, which takes a quarter of the time and of the memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,8 +28,6 @@ ALONG_MM: Final = 24.0
 MIN_SPINE_MM2: Final = 150.0
 """Less "body" in a slice counts for nothing when the spine is looked for."""
 _WARNINGS_AND_WORSE: Final = 3
-
-Heard = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +103,11 @@ class SpineNetwork:
         everything = slice(0, hu.shape[0]), slice(0, hu.shape[1])
         places = range(min(COARSE_STEP // 2, hu.shape[2] - 1), hu.shape[2], COARSE_STEP)
         seen: dict[int, NDArray[np.bool_]] = {}
-        for start in range(0, len(places), BATCH):
-            for middle in places[start : start + BATCH]:
-                shares = self.probabilities(self._pictures(hu, range(middle, middle + 1), *everything))
-                found = shares[0].argmax(axis=0) == self.card.value("body")
-                if float(found.sum()) * spacing**2 >= MIN_SPINE_MM2:
-                    seen[middle] = found
+        for middle in places:
+            shares = self.probabilities(self._pictures(hu, range(middle, middle + 1), *everything))
+            found = shares[0].argmax(axis=0) == self.card.value("body")
+            if float(found.sum()) * spacing**2 >= MIN_SPINE_MM2:
+                seen[middle] = found
         if not seen:
             return None
         columns = _heaviest_run(sorted(seen), {middle: int(found.sum()) for middle, found in seen.items()})

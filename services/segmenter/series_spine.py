@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.segmenter.network import SpineNetwork
-from services.segmenter.segmentation import NotSegmentable, Segmented, label_of, segment
+from services.segmenter.segmentation import NotSegmentable, label_of, segment
 from services.segmenter.spine_pictures import Shown, spine_pictures
 from shared.fracture.crop import as_stored, reoriented
 from shared.fracture.keys import SpineView
@@ -105,7 +105,7 @@ def automatic_spine(scan: Volume, masks: BuiltIn, *, limits: GateSettings) -> Se
     )
     return SeriesSpine(
         findings=findings,
-        levels=_levels(found),
+        levels=_levels(found.named.levels, found.labels),
         levels_from=named.levels_from,
         doubts=named.doubts,
         warnings=named.warnings,
@@ -121,10 +121,10 @@ def network_in(folder: Path, threads: int) -> SpineNetwork:
     return SpineNetwork(card, onnx, threads=threads)
 
 
-def _levels(found: Segmented) -> dict[str, int]:
+def _levels(levels: Iterable[str], labels: Mask) -> dict[str, int]:
     """Level → label, of the bodies that the scan's grid is fine enough for to hold a voxel of."""
-    there = set(np.unique(found.labels.voxels).tolist())
-    return {level: label_of(level) for level in found.named.levels if label_of(level) in there}
+    there = set(np.unique(labels.voxels).tolist())
+    return {level: label_of(level) for level in levels if label_of(level) in there}
 
 
 def plugged_spine(scan: Volume, masks: Plugged, *, limits: GateSettings) -> SeriesSpine:
@@ -148,10 +148,9 @@ def plugged_spine(scan: Volume, masks: Plugged, *, limits: GateSettings) -> Seri
     made = Mask(voxels=np.ascontiguousarray(as_stored(on_scan, labels.geometry)), geometry=labels.geometry)
     of_levels = [label_of(level) for level in named.levels]
     findings = findings_of(named.levels, chain, limits=limits, faults=_faults(scan, made, of_levels, chain))
-    there = set(np.unique(made.voxels).tolist())
     return SeriesSpine(
         findings=findings,
-        levels={level: label_of(level) for level in named.levels if label_of(level) in there},
+        levels=_levels(named.levels, made),
         levels_from=named.levels_from,
         doubts=named.doubts,
         warnings=_uncut_words(names[value] for value in values if value not in kept),

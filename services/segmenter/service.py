@@ -85,14 +85,13 @@ class Segmenter:
             yield self._given(fact, manifest, manifest.mask_hash)
             return
         if self.maker is None:
-            raise Reject(*self._refusals(manifest))
+            raise Reject(
+                *refusals(manifest, max_slice_spacing_mm=self.max_slice_spacing_mm, tolerance_mm=self.tolerance_mm)
+            )
         coarse = too_coarse(manifest, max_slice_spacing_mm=self.max_slice_spacing_mm, tolerance_mm=self.tolerance_mm)
         if coarse:  # before a minute is spent on masks that nothing could be scored with
             raise Reject(*coarse)
         yield self._automatic(fact, manifest, self.maker)
-
-    def _refusals(self, manifest: SeriesManifest) -> tuple[str, ...]:
-        return refusals(manifest, max_slice_spacing_mm=self.max_slice_spacing_mm, tolerance_mm=self.tolerance_mm)
 
     # given masks ----------------------------------------------------------------------------------------------------
     def _given(self, fact: SeriesStored, manifest: SeriesManifest, mask_hash: str) -> MasksReady:

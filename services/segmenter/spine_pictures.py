@@ -61,17 +61,16 @@ def spine_pictures(scan: Volume, labels: Mask, shown: Sequence[Shown]) -> dict[S
     order = np.argsort(centres[:, 0])
     along = [np.interp(rows, centres[order, 0], centres[order, axis]) for axis in (1, 2)]
     found: dict[SpineView, bytes] = {}
-    for view, across, before, after in (
+    views: tuple[tuple[SpineView, int, float, float], ...] = (
         ("sagittal", 1, BEFORE_MM, BEHIND_MM),
         ("coronal", 2, BESIDE_MM, BESIDE_MM),
-    ):
+    )
+    for view, across, before, after in views:
         middle = float(centres[:, across].mean())
         columns = np.arange(middle - before, middle + after, pixel)
         other = along[1] if across == 1 else along[0]
         grey, values = _plane(image.voxels, masks.voxels, rows, columns, other, across=across, spacing=spacing)
-        found["sagittal" if view == "sagittal" else "coronal"] = _drawn(
-            grey, values, shown, rows=rows, columns=columns, across=across, pixel=pixel
-        )
+        found[view] = _drawn(grey, values, shown, rows=rows, columns=columns, across=across, pixel=pixel)
     return found
 
 

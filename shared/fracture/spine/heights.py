@@ -44,11 +44,6 @@ class Heights:
     depth_mm: float
 
     @property
-    def loss_within(self) -> float:
-        """1 - min(anterior, middle) / posterior; below zero where the back is the lowest."""
-        return 1.0 - min(self.anterior, self.middle) / self.posterior
-
-    @property
     def least(self) -> float:
         """The smallest of the three."""
         return min(self.anterior, self.middle, self.posterior)
