@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from services.commands.terminal import bars, out_console
+from shared.pipeline.errors import FractureSweepError
 
 
 def archive(
     folder: Annotated[Path, typer.Argument(help="Where the studies go.")],
-    patients: Annotated[int, typer.Option("--patients", min=1, help="How many patients.")] = 8,
+    patients: Annotated[int, typer.Option("--patients", min=0, help="How many patients.")] = 8,
+    spines: Annotated[
+        int, typer.Option("--spines", min=0, help="How many scans of a whole spine, without masks, beside them.")
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same studies.")] = 1,
     kappa: Annotated[
         float, typer.Option("--kappa", min=0.0, max=1.0, help="How different acute and chronic phantoms are.")
@@ -21,16 +25,20 @@ def archive(
     """Make phantom studies in DICOM (CT series + DICOM SEG): synthetic, for demonstration and tests."""
     from services.trainer.phantoms.archive import write_archive
 
+    if patients + spines < 1:
+        raise FractureSweepError("an archive needs at least one patient: give --patients or --spines")
+
     with bars() as progress:
-        task = progress.add_task("phantoms made", total=patients)
+        task = progress.add_task("phantoms made", total=patients + spines)
         write_archive(
             folder,
             patients=patients,
+            spines=spines,
             seed=seed,
             kappa=kappa,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    out_console.print(f"{patients} phantom patients in {folder} (synthetic, no clinical meaning)")
+    out_console.print(f"{patients + spines} phantom patients in {folder} (synthetic, no clinical meaning)")
 
 
 def cohort(

@@ -12,6 +12,7 @@ Positions are millimetres of DICOM LPS+, written (z, y, x): z to the head, y to 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,12 +33,13 @@ ANTERIOR_MM: Final = 46.0
 POSTERIOR_MM: Final = 52.0
 FAT_HU, MUSCLE_HU, VESSEL_HU, DISC_HU, CANAL_HU = -95.0, 52.0, 42.0, 82.0, 22.0
 _SHELL_HU: Final = 250.0
-_ORDER: Final[tuple[str, ...]] = ("T10", *LEVELS, "S1")
-_HEIGHT_MM: Final = dict(zip(_ORDER, (22, 22.5, 24, 26, 27, 27.5, 27.5, 27, 27), strict=True))
-_WIDTH_MM: Final = dict(zip(_ORDER, (32, 34, 37, 40, 42, 44, 47, 50, 50), strict=True))
-_DEPTH_MM: Final = dict(zip(_ORDER, (28, 29, 30, 31, 32, 33, 34, 34.5, 32), strict=True))
-_DISC_MM: Final = dict(zip(_ORDER, (4.5, 5, 6, 7.5, 9, 10, 11, 10, 6), strict=True))
-_TILT_DEG: Final = dict(zip(_ORDER, (7, 6, 4, 1, -3, -5, -8, -14, -28), strict=True))
+SLAB_LEVELS: Final[tuple[str, ...]] = ("T10", *LEVELS, "S1")
+SPINE_LEVELS: Final[tuple[str, ...]] = ("T9", *SLAB_LEVELS)
+_HEIGHT_MM: Final = dict(zip(SPINE_LEVELS, (21.5, 22, 22.5, 24, 26, 27, 27.5, 27.5, 27, 27), strict=True))
+_WIDTH_MM: Final = dict(zip(SPINE_LEVELS, (31, 32, 34, 37, 40, 42, 44, 47, 50, 50), strict=True))
+_DEPTH_MM: Final = dict(zip(SPINE_LEVELS, (27.5, 28, 29, 30, 31, 32, 33, 34, 34.5, 32), strict=True))
+_DISC_MM: Final = dict(zip(SPINE_LEVELS, (4.5, 4.5, 5, 6, 7.5, 9, 10, 11, 10, 6), strict=True))
+_TILT_DEG: Final = dict(zip(SPINE_LEVELS, (8, 7, 6, 4, 1, -3, -5, -8, -14, -28), strict=True))
 _BLUR_MM: Final = {"soft": 0.75, "standard": 0.58, "bone": 0.40}
 _GRAIN_MM: Final = {"soft": 0.70, "standard": 0.50, "bone": 0.28}
 
@@ -51,7 +53,9 @@ class Rendered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Vertebra:
+class PlacedVertebra:
+    """One vertebra of a patient, in mm: `centre_zy` from the top of the highest one, half sizes of the body."""
+
     level: str
     centre_zy: tuple[float, float]
     tilt: float
@@ -59,18 +63,18 @@ class _Vertebra:
     fracture: Fracture | None
 
 
-def _vertebrae(patient: Patient) -> list[_Vertebra]:
-    """Every vertebra from T10 to S1, placed from above; z = 0 is the top of T10."""
+def place_vertebrae(patient: Patient, levels: Sequence[str] = SLAB_LEVELS) -> list[PlacedVertebra]:
+    """Vertebrae from the first of some levels down to S1, placed from above; z = 0 is the top of the first."""
     by_level = {fracture.level: fracture for fracture in patient.fractures}
     rng = patient.rng("anatomy")
     size = patient.rendered_size
     z, y, placed = 0.0, float(rng.normal(0, 2)), []
-    for level in _ORDER:
+    for level in levels:
         height, disc = _HEIGHT_MM[level] * size, _DISC_MM[level] * size * float(rng.uniform(0.75, 1.1))
         tilt = float(np.deg2rad(_TILT_DEG[level] + rng.normal(0, 2)))
         half = (height / 2, _DEPTH_MM[level] * size / 2 * float(rng.normal(1, 0.03)), _WIDTH_MM[level] * size / 2)
         placed.append(
-            _Vertebra(
+            PlacedVertebra(
                 level=level,
                 centre_zy=(z - height / 2, y),
                 tilt=tilt,
@@ -83,12 +87,12 @@ def _vertebrae(patient: Patient) -> list[_Vertebra]:
     return placed
 
 
-def _step(value: Array, softness: float) -> Array:
+def step(value: Array, softness: float) -> Array:
     """0 below, 1 above, linear over `softness` mm around zero."""
     return np.asarray(np.clip(value / np.float32(softness) + np.float32(0.5), 0, 1), dtype=np.float32)
 
 
-def _bump(value: Array, width: float) -> Array:
+def bump(value: Array, width: float) -> Array:
     return np.asarray(np.exp(np.float32(-0.5) * np.square(value / np.float32(width))), dtype=np.float32)
 
 
@@ -101,7 +105,7 @@ def _noise(
     return np.asarray(field / max(float(field.std()), 1e-6), dtype=np.float32)
 
 
-def _grid(patient: Patient, placed: Sequence[_Vertebra], half_width_mm: float) -> tuple[Geometry, float]:
+def _grid(patient: Patient, placed: Sequence[PlacedVertebra], half_width_mm: float) -> tuple[Geometry, float]:
     """The slab's grid, and where z = 0 of the spine lies on the table."""
     shown = [v for v in placed if v.fracture is not None] or [v for v in placed if v.level == patient.centre_level]
     top = max(v.centre_zy[0] + v.half_zyx[0] for v in shown) + MARGIN_Z_MM
@@ -120,7 +124,7 @@ def _grid(patient: Patient, placed: Sequence[_Vertebra], half_width_mm: float) -
     return geometry, table_z
 
 
-def _soft_tissue(y: Array, x: Array, middle_y: float, coarse: Array) -> Array:
+def _soft_tissue(y: Array, x: Array, middle_y: Array | float, coarse: Array) -> Array:
     """Fat, psoas and back muscles, aorta and vena cava; y (1, n, 1), x (1, 1, n), coarse noise (z, y, x)."""
     tissue = np.full(coarse.shape, FAT_HU, dtype=np.float32) + np.float32(9) * coarse
     for cy, cx, ry, rx, value in (
@@ -137,16 +141,26 @@ def _soft_tissue(y: Array, x: Array, middle_y: float, coarse: Array) -> Array:
     return tissue
 
 
-class _Canvas:
-    """The slab being drawn, in float32 HU, with the fields that all of its vertebrae share."""
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Rows and columns of a canvas that are drawn into."""
 
-    def __init__(self, patient: Patient, half_width_mm: float) -> None:
+    rows: slice
+    columns: slice
+
+
+class Canvas:
+    """What is being drawn, in float32 HU, with the fields that all of its vertebrae share.
+
+    `around_y`: front to back, where the soft tissue lies around; one number, or one a slice (z, 1, 1).
+    """
+
+    def __init__(self, patient: Patient, geometry: Geometry, *, table_z: float, around_y: Array | float) -> None:
         self.patient = patient
-        self.placed = _vertebrae(patient)
-        self.geometry, table_z = _grid(patient, self.placed, half_width_mm)
-        nz, ny, nx = self.geometry.shape_zyx
-        sz, sy, sx = self.geometry.spacing_zyx
-        oz, oy, ox = self.geometry.origin_zyx
+        self.geometry = geometry
+        nz, ny, nx = geometry.shape_zyx
+        sz, sy, sx = geometry.spacing_zyx
+        oz, oy, ox = geometry.origin_zyx
         self.z = (np.arange(nz, dtype=np.float32) * sz + (oz - table_z)).astype(np.float32)[:, None, None]
         self.y = (np.arange(ny, dtype=np.float32) * sy + oy).astype(np.float32)[None, :, None]
         self.x = (np.arange(nx, dtype=np.float32) * sx + ox).astype(np.float32)[None, None, :]
@@ -154,10 +168,19 @@ class _Canvas:
         self.fine = _noise(rng, (nz, ny, nx), (0.95, 0.6, 0.6), self.geometry.spacing_zyx)
         self.coarse = _noise(rng, (nz, ny, nx), (3.2, 3.2, 3.2), self.geometry.spacing_zyx)
         self.soft = float(max(sy, sx, sz * 0.7))
-        self.hu = _soft_tissue(self.y, self.x, oy + ANTERIOR_MM, self.coarse)
+        self.hu = _soft_tissue(self.y, self.x, around_y, self.coarse)
         self.depth: dict[str, tuple[slice, Array]] = {}
 
-    def rows(self, low_mm: float, high_mm: float) -> slice:
+    def window(self, window: Window) -> Canvas:
+        """A canvas on a part of this one's rows and columns; what is drawn on it is drawn on this one."""
+        part = copy(self)
+        part.y, part.x = self.y[:, window.rows], self.x[:, :, window.columns]
+        for name in ("fine", "coarse", "hu"):
+            setattr(part, name, getattr(self, name)[:, window.rows, window.columns])
+        part.depth = {}
+        return part
+
+    def slices(self, low_mm: float, high_mm: float) -> slice:
         """The slices between two heights."""
         z = self.z[:, 0, 0]
         inside = np.flatnonzero((z >= low_mm) & (z <= high_mm))
@@ -168,11 +191,11 @@ class _Canvas:
         region = self.hu[where]
         region += weight * (value - region)
 
-    def draw(self, vertebra: _Vertebra) -> None:
+    def draw(self, vertebra: PlacedVertebra) -> None:
         """One vertebra with the disc below it."""
         half_z, half_y, half_x = vertebra.half_zyx
         reach = half_z + 16.0
-        where = self.rows(vertebra.centre_zy[0] - reach, vertebra.centre_zy[0] + reach)
+        where = self.slices(vertebra.centre_zy[0] - reach, vertebra.centre_zy[0] + reach)
         if where.stop <= where.start:
             return
         fracture, rng = vertebra.fracture, self.patient.rng("shape-" + vertebra.level)
@@ -187,45 +210,44 @@ class _Canvas:
         reach_y = np.full((1, 1, 1), half_y, dtype=np.float32)
         if strength.get("step"):
             shift = 2.6 * strength["step"]
-            above = _step(np.float32(side) * z - np.float32(0.35 * half_z), 0.8)
-            y = y + np.float32(shift) * above * _step(-y - np.float32(0.25 * half_y), 6.0)
+            above = step(np.float32(side) * z - np.float32(0.35 * half_z), 0.8)
+            y = y + np.float32(shift) * above * step(-y - np.float32(0.25 * half_y), 6.0)
         if strength.get("osteophytes"):
             grow = 0.28 * strength["osteophytes"]
-            lips = _bump(top - z, 2.4) + np.float32(0.8) * _bump(z - bottom, 2.4)
-            reach_y = reach_y * (1 + np.float32(grow) * lips * _step(-y, 8.0))
+            lips = bump(top - z, 2.4) + np.float32(0.8) * bump(z - bottom, 2.4)
+            reach_y = reach_y * (1 + np.float32(grow) * lips * step(-y, 8.0))
         waist = np.float32(1) - np.float32(0.07) * (1 - np.square(np.clip(z / np.float32(half_z), -1, 1)))
         radius = np.sqrt(
             np.power(np.abs(x) / np.float32(half_x), np.float32(2.5))
             + np.power(np.abs(y) / reach_y, np.float32(2.5)) / np.power(waist, np.float32(2.5))
         ) ** np.float32(0.8)
-        behind = np.float32(0.09) * _bump(x, 8.0) * _step(y - np.float32(0.5 * half_y), 6.0)
+        behind = np.float32(0.09) * bump(x, 8.0) * step(y - np.float32(0.5 * half_y), 6.0)
         wall = (np.float32(1) - radius - behind) * np.float32(min(half_y, half_x))
         depth = np.minimum(np.minimum(top - z, z - bottom), wall) + np.float32(0.18) * wobble
         tissue = self._marrow(where, depth, fracture)
-        shell = _bump(depth - np.float32(0.45), 0.55) + np.float32(0.35) * _bump(np.minimum(top - z, z - bottom), 0.9)
+        shell = bump(depth - np.float32(0.45), 0.55) + np.float32(0.35) * bump(np.minimum(top - z, z - bottom), 0.9)
         tissue += np.float32(_SHELL_HU * rng.uniform(0.85, 1.15)) * np.clip(shell, 0, 1.2)
-        tissue -= np.float32(55) * _bump(z, 1.3) * _bump(x, 3.5) * _step(y - np.float32(0.1 * half_y), 8.0)
+        tissue -= np.float32(55) * bump(z, 1.3) * bump(x, 3.5) * step(y - np.float32(0.1 * half_y), 8.0)
         if fracture:
             near = (top - z) if side > 0 else (z - bottom)
             self._signs(tissue, depth, near, z, y, x, wobble, strength, rng, vertebra, lean)
 
         if strength.get("swelling"):
             cuff = 7.5 * strength["swelling"]
-            around = _step(wall + np.float32(cuff), 1.8) * _step(np.float32(half_z + 3) - np.abs(z), 6.0)
-            soft_tissue = around * _step(np.float32(0.4 * half_y) - y, 6.0)
+            around = step(wall + np.float32(cuff), 1.8) * step(np.float32(half_z + 3) - np.abs(z), 6.0)
+            soft_tissue = around * step(np.float32(0.4 * half_y) - y, 6.0)
             self.paint(where, soft_tissue, np.float32(38) + np.float32(8) * wobble)
         self._posterior(where, z, y, x, vertebra)
         disc_top = np.float32(-half_z) - z
         disc_height = np.float32(_DISC_MM[vertebra.level] * self.patient.rendered_size + 2)
         gap = np.minimum(disc_top + np.float32(6), disc_height - disc_top)
-        self.paint(where, _step(np.minimum(gap, wall + np.float32(0.5)), 1.2), np.float32(DISC_HU) + 6 * wobble)
+        self.paint(where, step(np.minimum(gap, wall + np.float32(0.5)), 1.2), np.float32(DISC_HU) + 6 * wobble)
         upper = np.minimum(z - np.float32(half_z * 0.2), np.float32(half_z + 2.5) - z)
-        self.paint(where, _step(np.minimum(upper, wall), 1.2), np.float32(DISC_HU) + 6 * wobble)
-        self.paint(where, _step(depth, self.soft), tissue)
-        if fracture:
-            self.depth[vertebra.level] = (where, depth)
+        self.paint(where, step(np.minimum(upper, wall), 1.2), np.float32(DISC_HU) + 6 * wobble)
+        self.paint(where, step(depth, self.soft), tissue)
+        self.depth[vertebra.level] = (where, depth)
 
-    def _plates(self, z: Array, y: Array, x: Array, vertebra: _Vertebra, *, side: float) -> tuple[Array, Array]:
+    def _plates(self, z: Array, y: Array, x: Array, vertebra: PlacedVertebra, *, side: float) -> tuple[Array, Array]:
         """Heights of the upper and the lower end-plate over (y, x), with the deformity."""
         half_z, half_y, half_x = vertebra.half_zyx
         off = np.square(x / np.float32(half_x)) + np.square(y / np.float32(half_y))
@@ -264,7 +286,7 @@ class _Canvas:
         wobble: Array,
         strength: dict[str, float],
         rng: np.random.Generator,
-        vertebra: _Vertebra,
+        vertebra: PlacedVertebra,
         lean: float,
     ) -> None:
         """What the fracture does to the marrow; `near` is the distance under the broken end-plate in mm."""
@@ -272,14 +294,14 @@ class _Canvas:
         place, width, reach = rng.uniform(4.0, 7.5), rng.uniform(1.6, 2.8), rng.uniform(0.5, 1.1)
         slope = near + np.float32(0.08 * lean) * y + np.float32(0.6) * wobble
         if strength["band"]:
-            spread = _step(np.float32(reach * half_y) - y, 9.0) * (1 + np.float32(0.35) * wobble)
-            tissue += np.float32(140 * strength["band"]) * _bump(slope - np.float32(place), width) * spread
+            spread = step(np.float32(reach * half_y) - y, 9.0) * (1 + np.float32(0.35) * wobble)
+            tissue += np.float32(140 * strength["band"]) * bump(slope - np.float32(place), width) * spread
         if strength["lucent_line"]:
             line = slope + np.float32(0.12) * y - np.float32(place + 3.5)
-            spread = _step(np.float32(0.3 * half_y) - y, 6.0)
-            tissue -= np.float32(150 * strength["lucent_line"]) * _bump(line, 0.95) * spread
+            spread = step(np.float32(0.3 * half_y) - y, 6.0)
+            tissue -= np.float32(150 * strength["lucent_line"]) * bump(line, 0.95) * spread
         if strength["sclerosis"]:
-            rim = _bump(near - np.float32(1.4), 1.5) + np.float32(0.4) * _bump(depth - np.float32(1.4), 1.5)
+            rim = bump(near - np.float32(1.4), 1.5) + np.float32(0.4) * bump(depth - np.float32(1.4), 1.5)
             tissue += np.float32(210 * strength["sclerosis"]) * rim * (1 + np.float32(0.25) * wobble)
         if strength["vacuum"]:
             centre_y, centre_x = rng.uniform(-0.5, 0.1) * half_y, rng.uniform(-0.3, 0.3) * half_x
@@ -288,10 +310,10 @@ class _Canvas:
                 + np.square((y - np.float32(centre_y)) / np.float32(7))
                 + np.square((x - np.float32(centre_x)) / np.float32(10))
             )
-            gas = _step(np.float32(1) - cleft, 0.6)
+            gas = step(np.float32(1) - cleft, 0.6)
             tissue += gas * (np.float32(-560) * np.float32(strength["vacuum"]) - tissue)
 
-    def _posterior(self, where: slice, z: Array, y: Array, x: Array, vertebra: _Vertebra) -> None:
+    def _posterior(self, where: slice, z: Array, y: Array, x: Array, vertebra: PlacedVertebra) -> None:
         """Canal, pedicles, lamina and spinous process: plain shapes of dense bone."""
         half_z, half_y, half_x = vertebra.half_zyx
         bone = np.float32(self.patient.density_hu + 190) + np.float32(35) * self.fine[where]
@@ -302,7 +324,7 @@ class _Canvas:
                 + np.square((y - np.float32(cy)) / np.float32(ry))
                 + np.square((x - np.float32(cx)) / np.float32(rx))
             )
-            return _step((np.float32(1) - distance) * np.float32(min(rz, ry, rx)), 1.0)
+            return step((np.float32(1) - distance) * np.float32(min(rz, ry, rx)), 1.0)
 
         back = half_y
         for sign in (-1.0, 1.0):
@@ -311,10 +333,10 @@ class _Canvas:
         self.paint(where, ellipsoid(-0.35 * half_z, back + 23, 0, 8, 4, 13), bone)
         self.paint(where, ellipsoid(-0.6 * half_z, back + 36, 0, 9, 14, 3.2), bone)
         canal = np.sqrt(np.square((y - np.float32(back + 9)) / np.float32(8.5)) + np.square(x / np.float32(11)))
-        self.paint(where, _step((np.float32(1) - canal) * np.float32(8.5), 1.0) + 0 * z, CANAL_HU)
+        self.paint(where, step((np.float32(1) - canal) * np.float32(8.5), 1.0) + 0 * z, CANAL_HU)
 
     def scanned(self) -> NDArray[np.int16]:
-        """The slab as the scanner shows it: blurred, noisy, whole HU."""
+        """The volume as the scanner shows it: blurred, noisy, whole HU."""
         sz, sy, sx = self.geometry.spacing_zyx
         blur = _BLUR_MM[self.patient.kernel]
         sigma = (0.32 * self.patient.slice_thickness_mm / sz, blur / sy, blur / sx)
@@ -325,11 +347,14 @@ class _Canvas:
         return np.asarray(np.clip(np.rint(image), -1024, 3071), dtype=np.int16)
 
     def mask(self, reader: int) -> Mask:
-        """The bodies as one reader draws them: a smooth error of a third of a millimetre, and a habit of their own."""
+        """The fractured bodies as one reader draws them: a smooth error of a third of a millimetre, and a habit."""
         rng = self.patient.rng(f"reader-{reader}")
         labels = np.zeros(self.geometry.shape_zyx, dtype=np.uint8)
         habit = float(rng.normal(0, 0.25)) if reader else 0.0
+        fractured = {fracture.level for fracture in self.patient.fractures}
         for level, (where, depth) in sorted(self.depth.items()):
+            if level not in fractured:
+                continue
             error = _noise(rng, depth.shape, (2.5, 2.5, 2.5), self.geometry.spacing_zyx)
             labels[where][depth + np.float32(habit) + np.float32(0.33) * error > 0] = LABELS[level]
         return Mask(voxels=labels, geometry=self.geometry)
@@ -340,8 +365,10 @@ def render(patient: Patient, *, readers: int = 1, half_width_mm: float = HALF_WI
 
     `half_width_mm` narrows the slab around the sagittal plane, for pictures that need a few sagittal slices only.
     """
-    canvas = _Canvas(patient, half_width_mm)
-    for vertebra in reversed(canvas.placed):
+    placed = place_vertebrae(patient)
+    geometry, table_z = _grid(patient, placed, half_width_mm)
+    canvas = Canvas(patient, geometry, table_z=table_z, around_y=geometry.origin_zyx[1] + ANTERIOR_MM)
+    for vertebra in reversed(placed):
         canvas.draw(vertebra)
-    volume = Volume(voxels=canvas.scanned(), geometry=canvas.geometry)
+    volume = Volume(voxels=canvas.scanned(), geometry=geometry)
     return Rendered(volume=volume, masks=tuple(canvas.mask(reader) for reader in range(readers)))

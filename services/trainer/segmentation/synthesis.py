@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from services.trainer.segmentation.anatomy import SPACING_MM, Anatomy
 from services.trainer.segmentation.appearance import paint
 from services.trainer.segmentation.compression import DEFORMITIES, Compression, moved_back
+from services.trainer.segmentation.no_spine import no_spine
 from services.trainer.segmentation.scanner import OUTSIDE_HU, draw_scanner, outside_view, scanned
 from services.trainer.segmentation.tissues import CODE, class_of_tissue
 
 Array = NDArray[np.float32]
 
 SHAPE_ZYX: Final = (176, 112, 64)
-GENERATOR_VERSION: Final = 1
+GENERATOR_VERSION: Final = 2
 FRACTURE_CHANCE: Final = 0.22
+NO_SPINE_CHANCE: Final = 0.06
 _ROTATION_SD_DEGREES: Final = 7.5
 _SCALE_SD: Final = 0.15
 _AXIS_SCALE_SD: Final = 0.08
@@ -149,8 +151,13 @@ def synthesise(
     compressions: Sequence[Compression] | None = None,
     slice_mm: float | None = None,
 ) -> Synthetic:
-    """Volume number `index` of a seed. Pose, fractures and slice thickness are drawn where they are not given."""
+    """Volume number `index` of a seed. Pose, fractures and slice thickness are drawn where they are not given.
+
+    Where neither pose nor fractures are given, a few volumes show no spine at all.
+    """
     rng = np.random.default_rng([GENERATOR_VERSION, seed, index])
+    if pose is None and compressions is None and rng.random() < NO_SPINE_CHANCE:
+        return _without_spine(shape, rng, slice_mm=slice_mm)
     held = draw_pose(anatomy, rng) if pose is None else pose
     fractures = draw_compressions(anatomy, rng) if compressions is None else tuple(compressions)
     points = places(shape, held, fractures, rng)
@@ -163,8 +170,19 @@ def synthesise(
         hidden = outside_view(shape, rng)
         hu[hidden], labels[hidden], vertebra[hidden] = OUTSIDE_HU, 0, 0
     return Synthetic(
-        hu=np.clip(np.rint(hu), OUTSIDE_HU, 3071).astype(np.int16),
+        hu=_stored(hu),
         labels=labels,
         vertebra=vertebra,
         compressions=fractures,
     )
+
+
+def _without_spine(shape: tuple[int, int, int], rng: np.random.Generator, *, slice_mm: float | None) -> Synthetic:
+    tissue = no_spine(shape, rng)
+    nothing = np.zeros(shape, dtype=np.uint8)
+    hu = scanned(paint(tissue, nothing, rng), draw_scanner(rng, slice_mm=slice_mm), rng)
+    return Synthetic(hu=_stored(hu), labels=nothing, vertebra=nothing, compressions=())
+
+
+def _stored(hu: Array) -> NDArray[np.int16]:
+    return np.clip(np.rint(hu), OUTSIDE_HU, 3071).astype(np.int16)
