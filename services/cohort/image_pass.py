@@ -171,6 +171,7 @@ class ImagePass:
         from services.radiomics_extractor.service import extractor_service
         from services.resampler.service import resampler_service
         from services.segmenter.service import build as build_segmenter
+        from services.segmenter.settings import SegmenterSettings
 
         def levels(fact: MasksReady) -> Collection[str]:
             return wanted.get((fact.series_id, fact.mask_hash), ())
@@ -179,8 +180,10 @@ class ImagePass:
         broker = Counted(MemoryBroker())
         broker.declare(COHORT_QUEUES)
         services = [
+            # whoever made the cohort chose its masks: none is made here, and nothing is gated
             build_segmenter(
                 store=store,
+                settings=SegmenterSettings(source="off"),
                 max_slice_spacing_mm=app.resampler.max_spacing_mm,
                 tolerance_mm=app.resampler.spacing_tolerance_mm,
             ),

@@ -1,4 +1,4 @@
-"""`fracture-sweep bundle check | show | diff | pack | annotate`: what a bundle is, whether it is to be used."""
+"""`fracture-sweep bundle check | show | diff | pack | annotate | bridge`: what a bundle is, may it be used."""
 
 from __future__ import annotations
 
@@ -137,3 +137,42 @@ def annotate(
         raise FractureSweepError(f"{out} cannot be written: {error.strerror}") from error
     for line in differences(bundle, load_bundle(out)):
         typer.echo(line)
+
+
+def bridge(
+    path: Annotated[Path, typer.Argument(help="The folder or zip of a bundle.", metavar="BUNDLE")],
+    cohort: Annotated[Path, typer.Argument(help="COHORT.csv with given masks (docs/cohort.md).", metavar="COHORT.csv")],
+    out: Annotated[Path, typer.Option("--out", help="Where masks, numbers and the new bundle go.")],
+    bundle_version: Annotated[str, typer.Option("--bundle-version", help="The new bundle's version.")],
+    processes: Annotated[int, typer.Option("--processes", min=0, help="Processes at once; 0 takes every core.")] = 0,
+) -> None:
+    """May a bundle score the segmenter's own masks? The same vertebrae are read under both, and compared.
+
+    Where every feature of its models agrees (ICC(2,1) of .8 and more over 30 vertebrae), OUT/bundle knows them.
+    """
+    from services.commands.chosen import chosen
+    from services.commands.terminal import bars, out_console
+    from services.commands.training import EXTRA, Steps, place_for
+    from shared.fracture.bundle import load_bundle
+
+    try:
+        from services.bridge import BUNDLE, bridge_bundle
+    except ModuleNotFoundError as error:
+        raise FractureSweepError(f"a bridge study needs {error.name}, which is not installed: {EXTRA}") from None
+    with bars(time_left=True) as progress:
+        found = bridge_bundle(
+            load_bundle(path),
+            cohort,
+            version=bundle_version,
+            segmenter=chosen.settings.segmenter,
+            place=place_for(out=out, processes=processes),
+            progress=Steps(progress),
+        )
+    out_console.print(found.words, highlight=False)
+    for one in found.failing:
+        value = "undefined" if one.icc is None else f"{one.icc:.3f}"
+        out_console.print(f"does not agree: {one.feature} (ICC {value})", highlight=False)
+    if not found.admitted:
+        out_console.print(f"not admitted: {path} does not score masks of {found.source}", highlight=False)
+        raise typer.Exit(EXIT_UNUSABLE)
+    out_console.print(f"bundle:  {out / BUNDLE}", highlight=False)

@@ -1,9 +1,9 @@
-"""segment, train-segmenter: masks of our own, and the network that makes them."""
+"""segment, train-segmenter, evaluate-segmenter: masks of our own, and the network that makes them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -12,6 +12,9 @@ from services.commands.chosen import chosen
 from services.commands.terminal import bars, log_at, out_console
 from services.commands.training import EXTRA, Steps
 from shared.pipeline.errors import FractureSweepError
+
+if TYPE_CHECKING:
+    from services.trainer.segmentation.judging import Share
 
 
 def segment(
@@ -78,6 +81,59 @@ def train_segmenter(
             progress=Steps(progress).step,
         )
     out_console.print(f"network: {out / 'network'}  ({card.network_sha256[:12]})", highlight=False)
+
+
+def evaluate_segmenter(
+    out: Annotated[Path, typer.Option("--out", help="Where the table, the figure and the summary go.")],
+    network: Annotated[
+        Path | None, typer.Option("--network", help="Folder of a segmenter's network (default: segmenter.network).")
+    ] = None,
+    label_map: Annotated[
+        Path | None,
+        typer.Option(
+            "--label-map", help="NIfTI label map of whole vertebrae (VerSe's ids), not one of the training's."
+        ),
+    ] = None,
+    stretches: Annotated[int, typer.Option("--stretches", min=0, help="So many stretches of the label map.")] = 40,
+    spines: Annotated[int, typer.Option("--spines", min=0, help="So many phantoms of whole spines.")] = 12,
+    seed: Annotated[int, typer.Option("--seed", help="Of fractures, tissues and scanners.")] = 101,
+) -> None:
+    """Judge network and gate on synthetic scans of known height loss: how many are found, how well heights are read."""
+    settings = chosen.settings
+    log_at("WARNING" if settings.log.level == "INFO" else settings.log.level)
+    try:
+        from services.segmenter.service import built_in_of
+        from services.segmenter_evaluation import Asked
+        from services.segmenter_evaluation import evaluate_segmenter as judged
+    except ModuleNotFoundError as error:
+        raise FractureSweepError(f"judging needs more than is installed ({error.name}): {EXTRA}") from None
+    asked = settings.segmenter if network is None else settings.segmenter.model_copy(update={"network": network})
+    built_in = built_in_of(asked).network
+    with bars(time_left=True) as progress:
+        found = judged(
+            Asked(network=built_in, label_map=label_map, stretches=stretches, spines=spines, seed=seed),
+            out,
+            limits=asked.limits,
+            progress=Steps(progress).step,
+        )
+    table = Table("spines", "slices", "bodies", "missed", "Dice", "sensitivity", "specificity", "20-30 % called")
+    for one in found.summaries:
+        table.add_row(
+            one.origin,
+            f"{one.slice_mm:g} mm",
+            str(one.bodies),
+            str(one.missed.count),
+            "–" if one.dice is None else f"{one.dice:.3f}",
+            *(_share(share) for share in (one.sensitivity, one.specificity, one.between)),
+        )
+    out_console.print(table)
+    out_console.print(found.note, highlight=False)
+
+
+def _share(share: Share) -> str:
+    if share.value is None or share.low is None or share.high is None:
+        return "–"
+    return f"{share.value:.3f} ({share.low:.3f} to {share.high:.3f}; {share.count}/{share.of})"
 
 
 def _device(text: str) -> Literal["auto", "cpu", "cuda"]:

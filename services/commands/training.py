@@ -194,6 +194,11 @@ def _place(training: Any, *, out: Path, store: Path | None, processes: int) -> P
     return place
 
 
+def place_for(*, out: Path, processes: int) -> Place:
+    """A place with a store of its own; FractureSweepError where training is not installed."""
+    return _place(_training(), out=out, store=None, processes=processes)
+
+
 def _text(path: Path | None) -> str:
     if path is None:
         return ""

@@ -79,6 +79,9 @@ def segment(volume: Volume, network: SpineNetwork) -> Segmented:
         _body_map(bodies, maps, network), source_spacing_zyx=image.geometry.spacing_zyx, rim=END_VOXELS
     )
     names = named(_seen(chain, bodies, maps, hu, network), sacrum=_sacrum(bodies, maps, network))
+    if names.above:
+        chain = chain[names.above :]
+        bodies = np.where(bodies > names.above, bodies - names.above, 0).astype(np.uint8)
     labels = _on_source(volume, image, bodies, maps, names, spacing_mm=spacing)
     corner = np.array([low for low, _ in maps.box]) * spacing
     return Segmented(labels=labels, named=names, vertebrae=tuple(vertebra.moved(corner) for vertebra in chain))
@@ -153,6 +156,7 @@ def _seen(
                 else float(np.linalg.norm(vertebra.frame.centre_zyx - lower.frame.centre_zyx)),
                 ribs=_ribs_at(vertebra, ribs, shown, spacing_mm=spacing),
                 whole=not vertebra.cut_off,
+                volume_ml=vertebra.volume_ml,
             )
         )
     return found

@@ -165,7 +165,7 @@ def _checked(levels: Sequence[str], chain: Sequence[Vertebra]) -> Named:
     return checked(
         levels,
         [
-            SeenBody(pitch_mm=pitch, ribs=None, whole=not one.cut_off)
+            SeenBody(pitch_mm=pitch, ribs=None, whole=not one.cut_off, volume_ml=one.volume_ml)
             for one, pitch in zip(chain, [*pitches, None], strict=True)
         ],
     )

@@ -281,12 +281,10 @@ def maker_of(settings: SegmenterSettings) -> Maker | None:
 
 def built_in_of(settings: SegmenterSettings) -> Network:
     """The built-in network of the settings, verified; FractureSweepError where it cannot be used."""
-    if settings.network is None:
-        raise FractureSweepError("segmenter.source is built-in, but segmenter.network names no folder")
     try:
         card, _ = load_network(settings.network)
     except NetworkCardError as error:
-        raise FractureSweepError(str(error)) from None
+        raise FractureSweepError(f"segmenter.network: {error}") from None
     note = SegmenterNote(kind="built-in", name=card.name, version=card.version, sha256=card.network_sha256)
     return Network(network=BuiltIn(folder=settings.network, threads=settings.threads), note=note)
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from shared.fracture.spine.gate import Gate, GateSettings
 
 MaskSource = Literal["built-in", "command", "off"]
+BUILT_IN_NETWORK: Final = Path(__file__).resolve().parents[2] / "deploy" / "segmenters" / "built-in"
+"""The network that comes with the project."""
 
 
 class SegmenterSettings(GateSettings):
     """The source of masks, the gate with its limits, and the budget of time and memory of a series."""
 
     source: MaskSource = Field(
-        default="off",
+        default="built-in",
         description="Who makes the masks of series that come without: our own network, a plugged-in command, nobody "
         "(then such series are refused, and no heights are read).",
     )
@@ -25,7 +27,7 @@ class SegmenterSettings(GateSettings):
         description="Whose vertebrae the height gate keeps from being scored: auto, those of automatic masks; all, "
         "those of given masks too.",
     )
-    network: Path | None = Field(default=None, description="Folder of the built-in segmenter's network.")
+    network: Path = Field(default=BUILT_IN_NETWORK, description="Folder of the built-in segmenter's network.")
     command: Path | None = Field(
         default=None, description="TOML file that declares the plugged-in command (docs/segmentation.md)."
     )

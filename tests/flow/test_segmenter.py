@@ -335,7 +335,9 @@ def test_what_cannot_be_segmented_is_one_sentence(tmp_path: Path, network: Path,
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_network_it_says_which_setting_is_missing(image: Path, tmp_path: Path) -> None:
-    ran = CliRunner().invoke(app, ["segment", str(image), "--out", str(tmp_path / "out")])
+def test_a_folder_without_a_network_is_named_with_its_setting(image: Path, tmp_path: Path) -> None:
+    arguments = ["segment", str(image), "--out", str(tmp_path / "out"), "--network", str(tmp_path)]
 
-    assert "segmenter.network names no folder" in str(ran.exception)
+    ran = CliRunner().invoke(app, arguments)
+
+    assert f"segmenter.network: {tmp_path} holds no network.json" in str(ran.exception)

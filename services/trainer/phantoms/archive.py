@@ -1,7 +1,8 @@
 """A small "archive" of phantom studies in DICOM, for the demonstration and the flow tests.
 
 Of every eight studies one has no fracture (and so no mask), one has no age and sex, one two and one three fractures.
-Scans of the whole spine come without masks, whatever is broken in them: the segmenter has to find it. The truth lies in one file beside the studies, marked as phantom; the DICOM objects do not hold it.
+Scans of the whole spine come without masks, whatever is broken in them: the segmenter has to find it. The truth lies
+in one file beside the studies, marked as phantom; the DICOM objects do not hold it.
 """
 
 from __future__ import annotations

@@ -93,6 +93,7 @@ def step(value: Array, softness: float) -> Array:
 
 
 def bump(value: Array, width: float) -> Array:
+    """1 at zero, falling off on both sides as a Gaussian of SD `width`."""
     return np.asarray(np.exp(np.float32(-0.5) * np.square(value / np.float32(width))), dtype=np.float32)
 
 

@@ -7,6 +7,7 @@ are counted from. Positions as in rendering.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -92,7 +93,7 @@ def render_spine(patient: Patient) -> WholeSpine:
     )
 
 
-def _spine_y(placed: list[PlacedVertebra], z: NDArray[np.float64]) -> NDArray[np.float64]:
+def _spine_y(placed: list[PlacedVertebra], z: NDArray[np.floating]) -> NDArray[np.float64]:
     """Where the spine lies front to back at some heights."""
     at = sorted(vertebra.centre_zy for vertebra in placed)
     found: NDArray[np.float64] = np.interp(z, [c[0] for c in at], [c[1] for c in at])
@@ -133,10 +134,8 @@ def _organs(canvas: Canvas, around: Array) -> None:
     everywhere = slice(0, canvas.geometry.shape_zyx[0])
     wall = np.sqrt(np.square((y - np.float32(8)) / np.float32(70)) + np.square(canvas.x / np.float32(100)))
     rim = step(np.float32(4) - np.abs(wall - np.float32(0.97)) * np.float32(80), 3.0)
-    canvas.paint(everywhere, rim, np.float32(MUSCLE_HU - 8))
-    shapes = [
-        ((-150.0, 12.0, side * 60.0), (48.0, 22.0, 22.0), float(rng.uniform(30, 170))) for side in (-1.0, 1.0)
-    ]
+    canvas.paint(everywhere, rim, MUSCLE_HU - 8)
+    shapes = [((-150.0, 12.0, side * 60.0), (48.0, 22.0, 22.0), float(rng.uniform(30, 170))) for side in (-1.0, 1.0)]
     shapes.append(((-70.0, -38.0, -62.0), (90.0, 34.0, 42.0), float(rng.uniform(40, 110))))
     shapes += [
         (
@@ -199,7 +198,7 @@ def _tube(canvas: Canvas, path: NDArray[np.float64], *, radius: float) -> None:
     part = canvas.window(Window(rows=rows, columns=columns))
     z, y3, x3 = part.z[where], part.y, part.x
     away = np.full((z.shape[0], y3.shape[1], x3.shape[2]), 1e3, dtype=np.float32)
-    for start, end in zip(path[:-1], path[1:], strict=True):
+    for start, end in pairwise(path):
         way = (end - start).astype(np.float32)
         offset = z - np.float32(start[0]), y3 - np.float32(start[1]), x3 - np.float32(start[2])
         share = np.clip(
@@ -250,7 +249,7 @@ def _sacrum(canvas: Canvas, first: PlacedVertebra) -> None:
                 + np.square(y / np.float32(14))
                 + np.square((canvas.x - np.float32(side * (20 - 2 * level))) / np.float32(4.5))
             )
-            canvas.paint(where, step((np.float32(1) - hole) * np.float32(4.5), 1.0), np.float32(FAT_HU))
+            canvas.paint(where, step((np.float32(1) - hole) * np.float32(4.5), 1.0), FAT_HU)
     crest = np.float32(5) - np.sqrt(
         np.square((canvas.y - middle - half_y - np.float32(12)) / np.float32(1.6)) + np.square(canvas.x)
     )

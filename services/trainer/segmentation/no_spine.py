@@ -88,7 +88,5 @@ def _along_axis(grid: Array, axis: Array, place: Array, *, round_by: float) -> A
     return np.asarray(np.sqrt(np.sum(np.square(across), axis=-1)), dtype=np.float32)
 
 
-def _ellipsoid(
-    tissue: NDArray[np.uint8], grid: Array, place: Array, radii: NDArray[np.floating], value: int
-) -> None:
+def _ellipsoid(tissue: NDArray[np.uint8], grid: Array, place: Array, radii: NDArray[np.floating], value: int) -> None:
     tissue[np.sum(np.square((grid - place) / radii.astype(np.float32)), axis=-1) < 1] = value

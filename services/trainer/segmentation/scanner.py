@@ -1,4 +1,4 @@
-"""What a scanner does to HU on a 1.5 mm grid: blur, kernel, slices, noise, a limited field of view."""
+"""What a scanner does to HU: blur, kernel, slices, noise, a limited field of view."""
 
 from __future__ import annotations
 
@@ -45,16 +45,30 @@ def draw_scanner(rng: np.random.Generator, *, slice_mm: float | None = None) -> 
 
 def scanned(hu: Array, scanner: Scanner, rng: np.random.Generator) -> Array:
     """The HU as the scanner gives them, back on the grid of 1.5 mm."""
-    image = gaussian_filter(hu, (0.0, scanner.blur_mm / SPACING_MM, scanner.blur_mm / SPACING_MM), truncate=3)
+    slices, step = slices_of(hu, scanner, rng, spacing_mm=SPACING_MM)
+    return _at(slices, (np.arange(hu.shape[0]) - rng.uniform(0, 0.2)) / step)
+
+
+def slices_of(
+    hu: Array, scanner: Scanner, rng: np.random.Generator, *, spacing_mm: float, first: float | None = None
+) -> tuple[Array, float]:
+    """The slices that a scanner makes of an isotropic grid, and their distance in voxels of it.
+
+    `first`: where the first slice lies, in voxels; drawn where it is not given.
+    """
+    blur = scanner.blur_mm / spacing_mm
+    image = gaussian_filter(hu, (0.0, blur, blur), truncate=3)
     if scanner.sharpening:
-        image += scanner.sharpening * (image - gaussian_filter(image, (0, 1.2, 1.2), truncate=3))
-    step = max(scanner.slice_mm / SPACING_MM, 1.0)
-    thick = gaussian_filter1d(image, 0.4 * scanner.slice_mm / SPACING_MM, axis=0, truncate=3)
+        edge = 1.2 * SPACING_MM / spacing_mm
+        image += scanner.sharpening * (image - gaussian_filter(image, (0, edge, edge), truncate=3))
+    step = max(scanner.slice_mm / spacing_mm, 1.0)
+    thick = gaussian_filter1d(image, 0.4 * scanner.slice_mm / spacing_mm, axis=0, truncate=3)
     count = max(int((hu.shape[0] - 1) / step) + 1, 2)
-    slices = _at(thick, np.arange(count) * step + rng.uniform(0, 0.9) * (step - 1))
-    slices += scanner.noise_hu * noise(rng, slices.shape, (0.0, scanner.noise_sigma, scanner.noise_sigma))
-    back = _at(slices, (np.arange(hu.shape[0]) - rng.uniform(0, 0.2)) / step)
-    return back
+    start = rng.uniform(0, 0.9) * (step - 1) if first is None else first
+    slices = _at(thick, np.arange(count) * step + start)
+    grain = scanner.noise_sigma * SPACING_MM / spacing_mm
+    slices += scanner.noise_hu * noise(rng, slices.shape, (0.0, grain, grain))
+    return slices, step
 
 
 def _at(volume: Array, places: NDArray[np.floating]) -> Array:

@@ -98,11 +98,16 @@ def draw_compressions(anatomy: Anatomy, rng: np.random.Generator) -> tuple[Compr
 
 
 def places(
-    shape: tuple[int, int, int], pose: Pose, compressions: Sequence[Compression], rng: np.random.Generator
+    shape: tuple[int, int, int],
+    pose: Pose,
+    compressions: Sequence[Compression],
+    rng: np.random.Generator,
+    *,
+    spacing_mm: float = SPACING_MM,
 ) -> Array:
     """Where each voxel of a volume lies in the anatomy (mm), shape (n, 3)."""
     middle = (np.array(shape) - 1) / 2
-    axes = [(np.arange(n, dtype=np.float32) - m) * np.float32(SPACING_MM) for n, m in zip(shape, middle, strict=True)]
+    axes = [(np.arange(n, dtype=np.float32) - m) * np.float32(spacing_mm) for n, m in zip(shape, middle, strict=True)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     if pose.elastic_mm:
         grid += elastic(shape, rng, pose.elastic_mm).reshape(-1, 3)
@@ -132,9 +137,11 @@ def _bspline(points: int, knots: int) -> Array:
     return np.where(away < 1, near, np.where(away < 2, far, 0)).astype(np.float32)
 
 
-def taken(maps: NDArray[np.uint8], points: Array, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """The values of a map at the nearest voxels of points (mm); 0 outside of it."""
-    index = np.rint(points / np.float32(SPACING_MM)).astype(np.int32)
+def taken(
+    maps: NDArray[np.uint8], points: Array, shape: tuple[int, int, int], *, spacing_mm: float
+) -> NDArray[np.uint8]:
+    """The values of a map of a spacing at the nearest voxels of points (mm); 0 outside of it."""
+    index = np.rint(points / np.float32(spacing_mm)).astype(np.int32)
     inside = np.all((index >= 0) & (index < np.array(maps.shape, dtype=np.int32)), axis=1)
     flat = np.zeros(len(points), dtype=np.uint8)
     flat[inside] = maps[tuple(index[inside].T)]
@@ -161,8 +168,8 @@ def synthesise(
     held = draw_pose(anatomy, rng) if pose is None else pose
     fractures = draw_compressions(anatomy, rng) if compressions is None else tuple(compressions)
     points = places(shape, held, fractures, rng)
-    tissue = taken(anatomy.tissue, points, shape)
-    vertebra = taken(anatomy.vertebra, points, shape)
+    tissue = taken(anatomy.tissue, points, shape, spacing_mm=anatomy.spacing_mm)
+    vertebra = taken(anatomy.vertebra, points, shape, spacing_mm=anatomy.spacing_mm)
     vertebra[~np.isin(tissue, (CODE["body"], CODE["posterior"]))] = 0
     hu = scanned(paint(tissue, vertebra, rng), draw_scanner(rng, slice_mm=slice_mm), rng)
     labels = _CLASS_OF[tissue]

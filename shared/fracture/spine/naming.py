@@ -19,10 +19,14 @@ NAMES_FROM_BELOW: Final[tuple[str, ...]] = (
     *(f"T{n}" for n in range(12, 0, -1)),
 )
 """L5 … L1, T12 … T1."""
+MOST_CERVICAL: Final = 5
+"""Bodies above T1 that a scan of the trunk may show: C3 to C7."""
 MIN_SACRUM_ML: Final = 8.0
 MAX_SACRUM_GAP_MM: Final = 20.0
 PITCH_RATIO: Final = (0.6, 1.67)
 """How the distance between two neighbouring centres may compare to the next one; a missed body doubles it."""
+VOLUME_RATIO: Final = 3.3
+"""How many times the volume of a whole neighbour a body may have; a fragment taken for a body has less than a third."""
 _SPINE: Final[tuple[str, ...]] = tuple(level for level in ORDER if level not in ("T13", "L6"))
 _LAST_THORACIC: Final = NAMES_FROM_BELOW.index("T12")
 
@@ -37,6 +41,7 @@ class SeenBody:
     """Whether ribs begin at it; None where the scan does not show both its sides."""
     whole: bool
     """Not cut off by the end of the scan."""
+    volume_ml: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +62,8 @@ class Named:
     """Why levels are uncertain, in sentences; none where they are named."""
     warnings: tuple[str, ...] = ()
     """What speaks against the names that were given, in sentences."""
+    above: int = 0
+    """How many bodies at the head's end lie above T1; `levels` does not hold them."""
 
 
 def from_below(count: int) -> tuple[str, ...]:
@@ -80,14 +87,17 @@ def named(bodies: Sequence[SeenBody], *, sacrum: Sacrum | None) -> Named:
         )
     if lowest is None:
         doubts.append("the scan shows neither the sacrum nor which ribs are the last")
-    elif lowest < 0 or lowest + count > len(NAMES_FROM_BELOW):
-        doubts.append(f"{count} bodies do not fit between T1 and L5")
+    elif lowest < 0 or lowest + count > len(NAMES_FROM_BELOW) + MOST_CERVICAL:
+        doubts.append(f"{count} bodies do not fit between C3 and L5")
     if doubts:
         return Named(levels=from_below(count), levels_from="nothing", doubts=tuple(doubts))
     assert lowest is not None  # noqa: S101 - without it there is a doubt
     found = NAMES_FROM_BELOW[lowest : lowest + count][::-1]
+    above = count - len(found)
+    if above:
+        warnings.append(f"{above} bodies above T1 are left out: this reads T1 to L5")
     source: LevelsFrom = "ribs" if by_sacrum is None else "sacrum and ribs" if by_ribs == by_sacrum else "sacrum"
-    return Named(levels=tuple(found), levels_from=source, warnings=tuple(warnings))
+    return Named(levels=tuple(found), levels_from=source, warnings=tuple(warnings), above=above)
 
 
 def checked(levels: Sequence[str], bodies: Sequence[SeenBody]) -> Named:
@@ -138,11 +148,20 @@ def _lowest_by_ribs(bodies: Sequence[SeenBody]) -> int | None:
 
 
 def _gaps(bodies: Sequence[SeenBody]) -> list[str]:
-    """Distances between two centres that a missing body, or two taken for one, would give."""
+    """Distances and volumes that a missing body, two taken for one, or a fragment taken for a body would give."""
     pitches = [body.pitch_mm for body in bodies if body.pitch_mm is not None]
+    volumes = [body.volume_ml for body in bodies if body.whole and body.volume_ml is not None]
     return [
-        f"the distance between neighbouring bodies jumps from {one:.0f} to {two:.0f} mm: one may be missing, or two "
-        "taken for one"
-        for one, two in pairwise(pitches)
-        if not PITCH_RATIO[0] <= one / two <= PITCH_RATIO[1]
+        *(
+            f"the distance between neighbouring bodies jumps from {one:.0f} to {two:.0f} mm: one may be missing, or "
+            "two taken for one"
+            for one, two in pairwise(pitches)
+            if not PITCH_RATIO[0] <= one / two <= PITCH_RATIO[1]
+        ),
+        *(
+            f"the volume of neighbouring bodies jumps from {one:.0f} to {two:.0f} mL: one may be a fragment, or two "
+            "taken for one"
+            for one, two in pairwise(volumes)
+            if max(one, two) > VOLUME_RATIO * min(one, two)
+        ),
     ]

@@ -91,11 +91,40 @@ def test_a_jump_in_the_distances_leaves_the_levels_uncertain(pitches: tuple[floa
     assert "one may be missing, or two taken for one" in found.doubts[0]
 
 
-def test_more_bodies_than_there_are_levels_are_not_named() -> None:
+def test_bodies_of_the_neck_above_t1_are_left_out_with_a_word() -> None:
     found = named(bodies(19), sacrum=SACRUM)
 
-    assert found.levels[0] == "B19"
+    assert (found.levels[0], found.levels[-1], found.above) == ("T1", "L5", 2)
+    assert "2 bodies above T1 are left out" in found.warnings[0]
+
+
+def test_more_bodies_than_a_spine_has_are_not_named() -> None:
+    found = named(bodies(23), sacrum=SACRUM)
+
+    assert (found.levels[0], found.above) == ("B23", 0)
     assert "do not fit" in found.doubts[0]
+
+
+@pytest.mark.parametrize(("volumes", "told"), [((20, 22, 5, 24), 1), ((20, 22, 9, 24), 0), ((20, 70, 24, 25), 1)])
+def test_a_jump_in_the_volumes_leaves_the_levels_uncertain(volumes: tuple[float, ...], told: int) -> None:
+    seen = [
+        SeenBody(pitch_mm=None if n == 3 else 33.0, ribs=None, whole=True, volume_ml=volume)
+        for n, volume in enumerate(volumes)
+    ]
+
+    found = named(seen, sacrum=SACRUM)
+
+    assert (found.levels_from == "nothing") == bool(told)
+    assert all("fragment" in doubt for doubt in found.doubts)
+
+
+def test_a_body_that_the_scan_cuts_off_may_be_as_small_as_it_likes() -> None:
+    seen = [
+        SeenBody(pitch_mm=20.0, ribs=None, whole=False, volume_ml=2.0),
+        SeenBody(pitch_mm=None, ribs=None, whole=True, volume_ml=25.0),
+    ]
+
+    assert named(seen, sacrum=SACRUM).levels == ("L4", "L5")
 
 
 def test_one_body_above_a_sacrum_is_l5() -> None:

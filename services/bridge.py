@@ -1,0 +1,394 @@
+"""`bundle bridge`: may a bundle that was fitted on given masks score the segmenter's own?
+
+A classifier sees other texture and shape in masks of another maker. So the same vertebrae are read under both: the
+given masks of a cohort, and those that the segmenter makes of the same images. Every feature that some model of the
+bundle reads has to come out nearly the same, ICC(2,1) >= .8 over at least 30 vertebrae. Only then is the maker written
+into the bundle's `mask_sources`, with what was found in its model card.
+
+OUT/automatic.csv, OUT/masks/   the cohort under automatic masks
+OUT/bridge.json                 what was found
+OUT/bundle                      the bundle with the new source, where it is admitted
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from services.cohort.assembly import Cohort
+from services.cohort.deep import deep_features
+from services.cohort.protocols import extraction_of_bundle
+from services.cohort.rows import CohortImage, images_of, read_rows_with_files
+from services.cohort.table import cohort_table
+from services.dicom_ingest.collected import CollectedSeries
+from services.dicom_ingest.folder import read_identified_series
+from services.dicom_ingest.pairs_source import PairsSource
+from services.segmenter.segmentation import NotSegmentable
+from services.segmenter.series_spine import automatic_spine
+from services.segmenter.service import built_in_of
+from services.segmenter.settings import SegmenterSettings
+from services.trainer.cohort_table import CohortTable
+from services.trainer.evaluation import probabilities
+from services.trainer.results import LABELS, ModelName
+from services.trainer.settings import TrainingSettings
+from services.trainer.statistics.auc import auc_if_any
+from services.trainer.statistics.icc import icc_agreement
+from services.trainer.training import Progress
+from services.training import Place, is_phantom
+from shared.fracture.bundle import Bundle, load_bundle
+from shared.fracture.bundle_files import write_folder
+from shared.fracture.bundle_notes import admitted
+from shared.fracture.levels import VERSE
+from shared.fracture.volume import Mask, mask_from_nrrd, to_sitk
+from shared.pipeline.errors import FractureSweepError
+
+ADMITTED_FROM: Final = 0.8
+LEAST_CASES: Final = 30
+REPORT: Final = "bridge.json"
+BUNDLE: Final = "bundle"
+COHORT: Final = "automatic.csv"
+MASKS: Final = "masks"
+_OVERLAP: Final = 0.5
+"""An automatic body is a given one where it covers this share of it."""
+_VALUE: Final = {level: value for value, level in VERSE.items()}
+_COLUMNS: Final = ("image", "mask", "labels", "roi", "levels", "study", "patient", "age", "sex", "acute", "site")
+
+
+class FeatureAgreement(BaseModel):
+    """ICC(2,1) of one feature under given and under automatic masks, with its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    feature: str
+    icc: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it reaches the limit."""
+        return self.icc is not None and self.icc >= ADMITTED_FROM
+
+
+class ModelAgreement(BaseModel):
+    """One model under both masks: AUC each, and how far its probability moves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelName
+    given_auc: float | None
+    automatic_auc: float | None
+    mean_difference: float
+    largest_difference: float
+    other_side: int
+    """So many cases fall on the other side of the bundle's threshold."""
+
+
+class Bridge(BaseModel):
+    """What a bridge study found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    phantom: bool
+    source: str
+    """Whose masks; as `Manifest.mask_sources` has it."""
+    rows: int
+    """Vertebrae of the cohort."""
+    not_found: int
+    """So many of them the segmenter did not find, or merged."""
+    cases: int
+    """So many were read under both."""
+    mean_dice: float
+    limit: float = ADMITTED_FROM
+    least_cases: int = LEAST_CASES
+    features: tuple[FeatureAgreement, ...]
+    models: tuple[ModelAgreement, ...]
+
+    @property
+    def failing(self) -> tuple[FeatureAgreement, ...]:
+        """The features that do not agree."""
+        return tuple(one for one in self.features if not one.agrees)
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the bundle may score masks of the source."""
+        return self.cases >= LEAST_CASES and not self.failing
+
+    @property
+    def words(self) -> str:
+        """What was found, for the model card."""
+        values = [one.icc for one in self.features if one.icc is not None]
+        lines = [
+            f"Bridged to masks of `{self.source}`: {self.cases} vertebrae of "
+            f"{'PHANTOMS (no clinical meaning)' if self.phantom else 'a cohort'} read under given and under automatic "
+            f"masks ({self.not_found} of {self.rows} were not found; mean Dice {self.mean_dice:.3f}). "
+            f"ICC(2,1) of the {len(self.features)} features that the models read: {min(values, default=0.0):.3f} to "
+            f"{max(values, default=0.0):.3f} (limit {self.limit:g}).",
+            *(
+                f"{LABELS[one.model]}: AUC {_shown(one.given_auc)} under given masks, {_shown(one.automatic_auc)} "
+                f"under automatic ones; the probability moves by {one.mean_difference:.3f} in the mean, "
+                f"{one.other_side} cases to the other side of the threshold."
+                for one in self.models
+            ),
+        ]
+        return "\n".join(f"- {line}" for line in lines)
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """An automatic mask in the place of a given one: the rows it stands for, and each row's Dice."""
+
+    path: Path
+    dice: dict[int, float]
+
+
+def bridge_bundle(
+    bundle: Bundle, cohort: Path, *, version: str, segmenter: SegmenterSettings, place: Place, progress: Progress
+) -> Bridge:
+    """Study the bridge; OUT/bundle is written where the masks are admitted. FractureSweepError, CohortError."""
+    if version == bundle.manifest.version:
+        raise FractureSweepError(f"version {version} is the bundle's own: name another for the bridged one")
+    found = study_bridge(bundle, cohort, segmenter=segmenter, place=place, progress=progress)
+    (place.out / REPORT).write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if found.admitted:
+        files = admitted(bundle, found.source, found.words, version=version)
+        write_folder(place.out / BUNDLE, files, check=partial(load_bundle, run_classifiers=True))
+    return found
+
+
+def study_bridge(
+    bundle: Bundle, cohort: Path, *, segmenter: SegmenterSettings, place: Place, progress: Progress
+) -> Bridge:
+    """The same without a new bundle."""
+    settings = TrainingSettings.of(bundle.manifest.preset, {"roi": bundle.manifest.crop.roi})
+    if bundle.manifest.crop.roi != "body":
+        raise FractureSweepError("the segmenter makes masks of bodies; the bundle was fitted on whole vertebrae")
+    source = built_in_of(segmenter).note.source
+    place.out.mkdir(parents=True, exist_ok=True)
+    rows, judge = read_rows_with_files(
+        cohort, settings=settings, roi=bundle.manifest.crop.roi, fitting=False, progress=progress.step
+    )
+    made: dict[int, _Made] = {}
+    images = list(images_of(rows, judge, columns=("mask",)))
+    for done, image in enumerate(images, start=1):
+        mask = _automatic_mask(image, base=cohort.parent, segmenter=segmenter, place=place)
+        made.update(dict.fromkeys(mask.dice, mask))
+        progress.step("images segmented", done, len(images))
+    if len(made) < LEAST_CASES:
+        raise FractureSweepError(
+            f"a bridge study needs {LEAST_CASES} vertebrae under both masks; of {len(rows)} rows the segmenter found "
+            f"{len(made)}"
+        )
+    image_of = {row.line: image.pair.image for image in images for row in image.rows}
+    table_rows = [row for row in rows if row.line in made]
+    automatic = place.out / COHORT
+    with automatic.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in table_rows:
+            writer.writerow(
+                {
+                    "image": os.path.relpath(image_of[row.line], place.out),
+                    "mask": os.path.relpath(made[row.line].path, place.out),
+                    "labels": "verse",
+                    "roi": "body",
+                    "levels": row.level,
+                    "study": row.study,
+                    "patient": row.patient,
+                    "age": row.age,
+                    "sex": row.sex,
+                    "acute": int(row.acute),
+                    "site": row.site,
+                }
+            )
+    read = partial(_read, bundle, settings=settings, place=place, progress=progress)
+    first, second = read(cohort), read(automatic)
+    mine = _kept([row.line for row in rows], first)
+    theirs = _kept([row.line for row in table_rows], second, first_line=2)
+    both = [line for line in mine if line in theirs]
+    one = _features(bundle, first, place, progress), [mine.index(line) for line in both]
+    two = _features(bundle, second, place, progress), [theirs.index(line) for line in both]
+    dice = [made[line].dice[line] for line in both]
+    return _compared(
+        bundle,
+        (first.table, *one),
+        (second.table, *two),
+        phantom=is_phantom(first.table.site),
+        source=source,
+        rows=len(rows),
+        not_found=len(rows) - len(made),
+        mean_dice=round(float(np.mean(dice)), 4) if dice else 0.0,
+    )
+
+
+def _automatic_mask(image: CohortImage, *, base: Path, segmenter: SegmenterSettings, place: Place) -> _Made:
+    """The segmenter's mask of an image, each given body's level written over the automatic body that covers it."""
+    path = place.out / MASKS / f"{image.content[:16]}.nii.gz"
+    series = _series(image, base, place)
+    if series.volume is None or series.mask is None:
+        return _Made(path=path, dice={})
+    try:
+        found = automatic_spine(series.volume, built_in_of(segmenter).network, limits=segmenter.limits)
+    except NotSegmentable:
+        return _Made(path=path, dice={})
+    labels = np.asarray(mask_from_nrrd(found.labels).voxels, dtype=np.uint8)
+    given = _bodies(series.mask.labels, series.mask.body)
+    matched: dict[int, tuple[int, float, str]] = {}
+    for row in image.rows:
+        value = series.mask.levels.get(row.level)
+        covering = None if value is None else _covering(given == value, labels)
+        if covering is not None:
+            matched[row.line] = (*covering, row.level)
+    values = [value for value, _, _ in matched.values()]
+    kept = {line: one for line, one in matched.items() if values.count(one[0]) == 1}
+    made = np.zeros_like(labels)
+    for value, _, level in kept.values():
+        made[labels == value] = _VALUE[level]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}")
+    sitk.WriteImage(to_sitk(Mask(voxels=made, geometry=series.volume.geometry)), str(aside), useCompression=True)
+    aside.replace(path)
+    return _Made(path=path, dice={line: dice for line, (_, dice, _) in kept.items()})
+
+
+def _series(image: CohortImage, base: Path, place: Place) -> CollectedSeries:
+    limits = place.app.dicom_ingest
+    source = PairsSource(
+        [image.pair], read_folder=partial(read_identified_series, settings=limits), base=base, limits=limits
+    )
+    return next(iter(next(iter(source.studies())).series))
+
+
+def _bodies(labels: Mask, body: Mask | None) -> NDArray[np.uint8]:
+    """A label map cut down to bodies, where a mask of them came along."""
+    inside = labels.voxels if body is None else np.where(body.voxels != 0, labels.voxels, 0)
+    return inside.astype(np.uint8)
+
+
+def _covering(given: NDArray[np.bool_], labels: NDArray[np.uint8]) -> tuple[int, float] | None:
+    """The label that covers a given body, and their Dice."""
+    inside = labels[given]
+    if not len(inside):
+        return None
+    counts = np.bincount(inside, minlength=1)
+    counts[0] = 0
+    value = int(counts.argmax())
+    if counts[value] < _OVERLAP * len(inside):
+        return None
+    return value, float(2 * counts[value] / (len(inside) + int((labels == value).sum())))
+
+
+def _read(bundle: Bundle, csv_file: Path, *, settings: TrainingSettings, place: Place, progress: Progress) -> Cohort:
+    return cohort_table(
+        csv_file,
+        settings,
+        app=place.app,
+        pseudonyms=place.pseudonyms,
+        store=place.store,
+        out=place.work_folder / csv_file.stem,
+        extraction=extraction_of_bundle(bundle),
+        fitting=False,
+        progress=progress.step,
+    )
+
+
+def _kept(lines: Sequence[int], cohort: Cohort, *, first_line: int | None = None) -> list[int]:
+    """The original lines of the rows of a table; a file that we wrote has a line a row from `first_line` on."""
+    out = {one.line for one in cohort.left_out if one.column == "mask"}
+    here = lines if first_line is None else range(first_line, first_line + len(lines))
+    return [line for line, there in zip(lines, here, strict=True) if there not in out]
+
+
+def _features(bundle: Bundle, cohort: Cohort, place: Place, progress: Progress) -> NDArray[np.float64]:
+    return deep_features(
+        place.store,
+        cohort.ready,
+        network=bundle.network_bytes(),
+        protocol=bundle.manifest.dtl,
+        app=place.app,
+        progress=progress.step,
+    )
+
+
+def _compared(
+    bundle: Bundle,
+    given: tuple[CohortTable, NDArray[np.float64], Sequence[int]],
+    automatic: tuple[CohortTable, NDArray[np.float64], Sequence[int]],
+    *,
+    phantom: bool,
+    source: str,
+    rows: int,
+    not_found: int,
+    mean_dice: float,
+) -> Bridge:
+    readings = [_columns(bundle, table, dtl)[places] for table, dtl, places in (given, automatic)]
+    icc = icc_agreement(np.stack(readings, axis=1))
+    running = bundle.running()
+    one, two = (
+        {name: values[places] for name, values in probabilities(running, table, dtl).items()}
+        for table, dtl, places in (given, automatic)
+    )
+    acute = given[0].acute[np.array(given[2], dtype=np.int64)]
+    models = []
+    for name, before in one.items():
+        after, moved = two[name], np.abs(two[name] - before)
+        aucs = [auc_if_any(acute, values) for values in (before, after)]
+        models.append(
+            ModelAgreement(
+                model=name,
+                given_auc=None if aucs[0] is None else round(aucs[0].value, 4),
+                automatic_auc=None if aucs[1] is None else round(aucs[1].value, 4),
+                mean_difference=round(float(moved.mean()), 4),
+                largest_difference=round(float(moved.max()), 4),
+                other_side=int(((before >= bundle.manifest.threshold) != (after >= bundle.manifest.threshold)).sum()),
+            )
+        )
+    return Bridge(
+        phantom=phantom,
+        source=source,
+        rows=rows,
+        not_found=not_found,
+        cases=len(given[2]),
+        mean_dice=mean_dice,
+        features=tuple(
+            FeatureAgreement(
+                feature=name,
+                **{
+                    key: round(float(value), 4) if np.isfinite(value) else None
+                    for key, value in (("icc", icc.value[n]), ("low", icc.low[n]), ("high", icc.high[n]))
+                },
+            )
+            for n, name in enumerate(bundle.models.selected)
+        ),
+        models=tuple(models),
+    )
+
+
+def _columns(bundle: Bundle, table: CohortTable, dtl: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The features that some model reads (cases, features), in the order of `Models.selected`."""
+    place = {name: n for n, name in enumerate(table.hcr_names)}
+    components = [bundle.models.pca.apply(row) for row in dtl]
+    return np.array(
+        [
+            [
+                table.hcr[n, place[name]] if name in place else float(components[n][name])
+                for name in bundle.models.selected
+            ]
+            for n in range(len(table))
+        ],
+        dtype=np.float64,
+    )
