@@ -17,6 +17,7 @@ from services.segmenter.segmentation import NotSegmentable
 from services.segmenter.series_spine import SeriesSpine, automatic_spine
 from services.segmenter.service import built_in_of
 from services.segmenter.settings import SegmenterSettings
+from shared.fracture.research_use import RESEARCH_USE
 from shared.fracture.spine.gate import GateSettings
 from shared.fracture.spine.record import Finding, SegmenterNote
 from shared.fracture.volume import mask_from_nrrd, to_sitk
@@ -24,7 +25,6 @@ from shared.pipeline.errors import FractureSweepError
 
 BODIES: Final = "bodies.nii.gz"
 VERTEBRAE: Final = "vertebrae.json"
-RESEARCH_USE: Final = "Research use only. Not a medical device; not for diagnosis or treatment."
 
 
 class Vertebrae(BaseModel):

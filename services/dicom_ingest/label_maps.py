@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from shared.fracture.levels import ORDER, TOTALSEG, TOTALSEG_LABELS, VERSE, VERSE_OTHER
+from shared.fracture.levels import KNOWN_TABLES, ORDER, LevelTable
 from shared.pipeline.errors import FractureSweepError
 
 LARGEST_LABEL: Final = 65535
@@ -24,12 +23,8 @@ class LabelMapError(FractureSweepError):
     """A label map cannot be read; the text lists all its faults."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabelMap:
-    """value → level; `others` are values that the map knows and that are no vertebra."""
-
-    levels: Mapping[int, str]
-    others: frozenset[int] = field(default_factory=frozenset)
+class LabelMap(LevelTable):
+    """A table that the values of a mask are sorted by."""
 
     def sort_values(self, values: Iterable[int]) -> tuple[dict[int, str], int, tuple[str, ...]]:
         """The values found in a mask (0 left out): those with a level, the count of known others, the unknown named."""
@@ -40,9 +35,11 @@ class LabelMap:
         return named, ignored, unknown
 
 
-TOTALSEG_MAP: Final = LabelMap(levels=TOTALSEG, others=frozenset(TOTALSEG_LABELS) - frozenset(TOTALSEG))
-VERSE_MAP: Final = LabelMap(levels=VERSE, others=frozenset(VERSE_OTHER))
-BUILT_IN: Final[Mapping[str, LabelMap]] = {"totalseg": TOTALSEG_MAP, "verse": VERSE_MAP}
+BUILT_IN: Final[Mapping[str, LabelMap]] = {
+    name: LabelMap(levels=table.levels, others=table.others) for name, table in KNOWN_TABLES.items()
+}
+TOTALSEG_MAP: Final = BUILT_IN["totalseg"]
+VERSE_MAP: Final = BUILT_IN["verse"]
 
 
 def load_label_map(name: str, *, base: Path) -> LabelMap:

@@ -33,13 +33,13 @@ from shared.fracture.records import (
     SeriesManifest,
     Warned,
 )
+from shared.fracture.research_use import RESEARCH_USE
 from shared.fracture.scoring import DEMO_FLAG, RESEARCH_FLAG, Classification, Contribution, OutsideRange
 from shared.fracture.spine.gate import Gate
 from shared.fracture.spine.record import Finding, SegmenterNote, SpineRecord
 from shared.pipeline.envelope import only_unknown_fields
 from shared.pipeline.errors import NewerSchema
 
-RESEARCH_USE: Final = "Research use only. Not a medical device; not for diagnosis or treatment."
 DEMONSTRATION: Final = "DEMONSTRATION MODEL trained on synthetic phantoms: no clinical meaning."
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -12,10 +12,11 @@ from datetime import datetime
 
 from services.report_generator.page import PatientShown, worklist_page
 from services.report_generator.reports import read_patient
-from services.report_generator.study_report import RESEARCH_USE, ScoringBundle
+from services.report_generator.study_report import ScoringBundle
 from services.report_generator.worklist import Worklist, build, to_csv
 from shared.fracture import keys
 from shared.fracture.records import CaseRecord, SweepPlan
+from shared.fracture.research_use import RESEARCH_USE
 from shared.pipeline.store import Store
 from shared.records.archive import find_record, newest, write_revision
 from shared.records.ledger import sweep_states

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import tomllib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -28,8 +29,9 @@ import numpy as np
 import SimpleITK as sitk
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.fracture.faults import faults_of
 from shared.fracture.ids import digest
-from shared.fracture.levels import ORDER, TOTALSEG, TOTALSEG_LABELS, VERSE, VERSE_OTHER
+from shared.fracture.levels import KNOWN_TABLES, ORDER, LevelTable
 from shared.fracture.protocol import RoiKind
 from shared.fracture.spine.record import SegmenterNote
 from shared.fracture.volume import Mask, Volume, mask_from_sitk, to_sitk
@@ -85,21 +87,18 @@ class Declaration(BaseModel):
     """Over what the worker has of PATH, HOME, LANG and the variables that name threads and devices."""
     failures: tuple[KnownFailure, ...] = ()
 
-    def levels(self) -> tuple[dict[int, str], frozenset[int]]:
-        """Value → level, and the values that are known and no vertebra."""
-        match self.labels:
-            case "totalseg":
-                return dict(TOTALSEG), frozenset(TOTALSEG_LABELS) - frozenset(TOTALSEG)
-            case "verse":
-                return dict(VERSE), frozenset(VERSE_OTHER)
-            case table:
-                return {int(value): level for value, level in table.items() if level}, frozenset(
-                    int(value) for value, level in table.items() if not level
-                )
-
-    def is_other(self, value: int) -> bool:
-        """Whether a value is known and no vertebra."""
-        return value in self.levels()[1] or any(first <= value <= last for first, last in self.others)
+    @cached_property
+    def table(self) -> LevelTable:
+        """Which value is which level, and the values that are known and no vertebra."""
+        if isinstance(self.labels, str):
+            known = KNOWN_TABLES[self.labels]
+        else:
+            known = LevelTable(
+                levels={int(value): level for value, level in self.labels.items() if level},
+                others=frozenset(int(value) for value, level in self.labels.items() if not level),
+            )
+        more = frozenset(value for first, last in self.others for value in range(first, min(last, _LARGEST_LABEL) + 1))
+        return LevelTable(levels=known.levels, others=known.others | more)
 
 
 class PluggedIn(BaseModel):
@@ -124,8 +123,7 @@ def read_declaration(path: Path) -> Declaration:
     try:
         found = Declaration.model_validate(content)
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise FractureSweepError(f"{path}: {told}") from None
+        raise FractureSweepError(f"{path}: {faults_of(error, whole='declaration')}") from None
     faults = _faults(found)
     if faults:
         raise FractureSweepError(f"{path}: {'; '.join(faults)}")
@@ -314,9 +312,9 @@ def read_labels(plugged: PluggedIn, output: Path, volume: Volume) -> tuple[Mask,
         values = np.rint(values)
     if values.size and (float(values.min()) < 0 or float(values.max()) > _LARGEST_LABEL):
         raise CommandRefused(f"{name} holds values that are no labels")
-    levels, _ = declaration.levels()
+    levels, others = declaration.table.levels, declaration.table.others
     there = [int(value) for value in np.unique(values) if value != 0]
-    unknown = [value for value in there if value not in levels and not declaration.is_other(value)]
+    unknown = [value for value in there if value not in levels and value not in others]
     if unknown:
         raise CommandRefused(
             f"{name} holds labels that its declaration does not know: {', '.join(map(str, unknown[:10]))}"

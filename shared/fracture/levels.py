@@ -7,6 +7,7 @@ is uncertain).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 SCORED_LEVELS: Final[tuple[str, ...]] = tuple([f"T{n}" for n in range(1, 13)] + [f"L{n}" for n in range(1, 6)])
@@ -39,6 +40,21 @@ VERSE: Final[Mapping[int, str]] = {
 """VerSe: 1–7 C, 8–19 T1–T12, 20–25 L1–L6, 28 = T13 (26 = sacrum and 27 = coccyx are known and no vertebra)."""
 
 VERSE_OTHER: Final[tuple[int, ...]] = (26, 27)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelTable:
+    """Value of a label map → level; `others` are values that the map knows and that are no vertebra."""
+
+    levels: Mapping[int, str]
+    others: frozenset[int] = field(default_factory=frozenset)
+
+
+KNOWN_TABLES: Final[Mapping[str, LevelTable]] = {
+    "totalseg": LevelTable(levels=TOTALSEG, others=frozenset(TOTALSEG_LABELS) - frozenset(TOTALSEG)),
+    "verse": LevelTable(levels=VERSE, others=frozenset(VERSE_OTHER)),
+}
+"""By the names that a user gives them."""
 
 
 def is_uncertain(level: str) -> bool:

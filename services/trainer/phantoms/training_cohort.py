@@ -17,11 +17,9 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Final
 import numpy as np
 import SimpleITK as sitk
 
+from services.trainer.in_processes import run_all
 from services.trainer.phantoms.cohort import Patient, draw_patient
 from services.trainer.phantoms.dicom_writer import write_dicom
 from services.trainer.phantoms.rendering import Rendered, render
@@ -106,26 +105,18 @@ def write_training_cohort(
     done = cohort.patients - len(missing)
     if progress is not None:
         progress(done, cohort.patients)
-    count = min(processes or len(os.sched_getaffinity(0)), max(len(missing), 1))
-    if count > 1:
-        # spawned: a fork would copy the threads that draw the progress bar
-        with ProcessPoolExecutor(max_workers=count, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = [pool.submit(one, index, readers=jobs[index]) for index in missing]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    done += 1
-                    if progress is not None:
-                        progress(done, cohort.patients)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    else:
-        for index in missing:
-            one(index, readers=jobs[index])
-            done += 1
-            if progress is not None:
-                progress(done, cohort.patients)
+
+    def told() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, cohort.patients)
+
+    run_all(
+        [partial(one, index, readers=jobs[index]) for index in missing],
+        processes=processes or len(os.sched_getaffinity(0)),
+        told=told,
+    )
     _write_aside(folder / READ_ME, _read_me(cohort))
     path = folder / COHORT_FILE
     _write_aside(path, _table(folder, cohort, test=test, repeated=repeated))

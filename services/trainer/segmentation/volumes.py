@@ -6,14 +6,13 @@ Each is a pair of .npy files (left-right, up, back) that are read by the slice w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.trainer.in_processes import run_all
 from services.trainer.segmentation.anatomy import load_anatomy
 from services.trainer.segmentation.synthesis import synthesise
 
@@ -48,24 +47,14 @@ def make_volumes(
     missing = [n for n in range(count) if not all(path.exists() for path in paths(folder, n))]
     done = count - len(missing)
     progress(done, count)
+
+    def told() -> None:
+        nonlocal done
+        done += 1
+        progress(done, count)
+
     one = partial(_made, anatomies=tuple(anatomies), seed=seed, folder=folder)
-    if processes <= 1 or len(missing) < 2:
-        for index in missing:
-            one(index)
-            done += 1
-            progress(done, count)
-        return
-    # spawned: a fork would copy the threads that draw the progress bar
-    with ProcessPoolExecutor(max_workers=processes, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(one, index) for index in missing]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                done += 1
-                progress(done, count)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    run_all([partial(one, index) for index in missing], processes=processes, told=told)
 
 
 def read_volume(folder: Path, index: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:

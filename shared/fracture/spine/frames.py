@@ -46,11 +46,11 @@ class BodyFrame:
         """The unit vectors as rows: up, back, left."""
         return np.stack([self.up, self.back, self.left])
 
-    def tilted(self, *, pitch_degrees: float = 0.0, roll_degrees: float = 0.0, turn_degrees: float = 0.0) -> BodyFrame:
-        """The frame turned about its left axis (pitch), its back axis (roll) and its up axis (turn)."""
+    def tilted(self, *, pitch_degrees: float = 0.0, turn_degrees: float = 0.0) -> BodyFrame:
+        """The frame turned about its left axis (pitch) and its up axis (turn)."""
         turned = frame_of(
             self.centre_zyx,
-            up=self.up + np.tan(np.deg2rad(pitch_degrees)) * self.back + np.tan(np.deg2rad(roll_degrees)) * self.left,
+            up=self.up + np.tan(np.deg2rad(pitch_degrees)) * self.back,
             back=self.back + np.tan(np.deg2rad(turn_degrees)) * self.left,
         )
         return turned

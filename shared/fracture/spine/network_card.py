@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from shared.fracture.faults import faults_of
 from shared.fracture.ids import sha256_hex
 from shared.fracture.spine.network_input import NetworkInput
 
@@ -79,7 +80,7 @@ def load_network(folder: Path) -> tuple[NetworkCard, bytes]:
     try:
         card = NetworkCard.model_validate_json(card_path.read_bytes())
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'card'}: {one['msg']}" for one in error.errors())
+        faults = faults_of(error, whole="card")
         raise NetworkCardError(f"{card_path} is no card of a segmenter's network: {faults}") from None
     network = network_path.read_bytes()
     if sha256_hex(network) != card.network_sha256:

@@ -310,5 +310,5 @@ def test_the_ready_made_declarations_can_be_read(path: Path) -> None:
     found = read_declaration(path)
 
     assert found.name == path.stem
-    levels, _ = found.levels()
+    levels = found.table.levels
     assert {"T1", "L5"} <= set(levels.values())
