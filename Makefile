@@ -15,7 +15,7 @@ KEYS := $(if $(SITE),FRACTURE_SWEEP_SECRETS_PSEUDONYM_KEY_FILE=secrets/pseudonym
   FRACTURE_SWEEP_SECRETS_ENCRYPTION_KEY_FILE=secrets/encryption.key)
 
 .PHONY: help setup demo test check format bundle lock clean secrets up down logs ps submit status export \
-  demo-distributed chaos pin-images study
+  demo-distributed chaos pin-images study segmenter nnunet-check
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,7 +48,7 @@ setup: $(VENV)/.setup ## the virtual environment .venv with all services (no tor
 	@echo "ready: $(BIN)/fracture-sweep --help"
 
 demo: setup ## the main job on phantoms: make an archive, sweep it, print the worklist
-	$(BIN)/fracture-sweep phantoms archive $(DEMO)/archive --patients 8 --seed 11
+	$(BIN)/fracture-sweep phantoms archive $(DEMO)/archive --patients 8 --spines 2 --seed 11
 	$(KEYS) $(BIN)/fracture-sweep run $(DEMO)/archive --out $(DEMO)/results$(if $(SITE),-site)
 
 # -- the whole system by docker compose (docs/distributed.md) ----------------------------------------------------------
@@ -89,7 +89,8 @@ export: ## worklist and reports into OUT=results
 
 demo-distributed: up ## make demo's archive and worklist, by the whole system
 	@mkdir -p $(DEMO)/distributed
-	$(COMPOSE) run --rm $(AS_ME) --volume "$(abspath $(DEMO)):/demo" cli phantoms archive /demo/archive --patients 8 --seed 11
+	$(COMPOSE) run --rm $(AS_ME) --volume "$(abspath $(DEMO)):/demo" cli phantoms archive /demo/archive --patients 8 --spines 2 \
+	  --seed 11
 	$(MAKE) submit INPUT=$(DEMO)/archive SWEEP=demo
 	$(MAKE) status
 	$(MAKE) export OUT=$(DEMO)/distributed
@@ -125,6 +126,17 @@ bundle: $(VENV)/.test ## train the demonstration bundle again (phantoms; some ho
 study: $(VENV)/.test ## in_sample, crossfit and frozen over five phantom cohorts (many hours, resumable)
 	$(BIN)/python -m services.trainer.pretraining --out build/bundle/phantom-signs.safetensors --work build/bundle/pretraining
 	$(BIN)/python -m services.study --weights build/bundle/phantom-signs.safetensors --out build/study --rows docs/study.csv
+
+segmenter: $(VENV)/.test ## train the built-in segmenter again: LABELMAPS=/a/folder (docs/segmentation.md; an hour on two cores, resumable)
+	@test -n "$(LABELMAPS)" || { echo "make segmenter LABELMAPS=/a/folder" >&2; exit 2; }
+	$(BIN)/fracture-sweep train-segmenter "$(LABELMAPS)" --out build/segmenter --volumes 1200 --steps 4000 \
+	  --name fracture-sweep-spine
+	cp build/segmenter/network/network.onnx build/segmenter/network/network.json deploy/segmenters/built-in/
+
+nnunet-check: $(VENV)/.test ## the plugged-in command with the real nnU-Net, random weights (an environment of several gigabytes)
+	test -x build/nnunet/bin/nnUNetv2_predict_from_modelfolder || { $(PYTHON) -m venv build/nnunet \
+	  && build/nnunet/bin/pip install --quiet nnunetv2; }
+	NNUNET_ENVIRONMENT=build/nnunet $(BIN)/python -m pytest tests/nnunet
 
 lock: $(VENV)/.test ## renew the locked versions of all dependencies
 	$(BIN)/python -m pip install --quiet uv

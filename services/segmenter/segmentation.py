@@ -20,7 +20,8 @@ from shared.fracture.levels import VERSE
 from shared.fracture.spine.chain import BodyMap, Vertebra, measured_chain
 from shared.fracture.spine.frames import BodyFrame
 from shared.fracture.spine.instances import bodies_of
-from shared.fracture.spine.naming import Named, Sacrum, SeenBody, named
+from shared.fracture.spine.naming import MIN_SACRUM_ML, Named, Sacrum, SeenBody, named
+from shared.fracture.spine.orientation import behind_mm, orientation_fault
 from shared.fracture.volume import AIR_HU, Mask, Volume, to_sitk
 
 LABEL_OF: Final[dict[str, int]] = {level: value for value, level in VERSE.items()}
@@ -78,7 +79,14 @@ def segment(volume: Volume, network: SpineNetwork) -> Segmented:
     chain = measured_chain(
         _body_map(bodies, maps, network), source_spacing_zyx=image.geometry.spacing_zyx, rim=END_VOXELS
     )
-    names = named(_seen(chain, bodies, maps, hu, network), sacrum=_sacrum(bodies, maps, network))
+    sacrum, above = _sacrum(bodies, maps, network)
+    arches = maps.classes == network.card.value("posterior")
+    fault = orientation_fault(
+        chain, sacrum_above=above, arches_behind_mm=behind_mm(arches, bodies > 0, spacing_mm=spacing)
+    )
+    if fault:
+        raise NotSegmentable(fault)
+    names = named(_seen(chain, bodies, maps, hu, network), sacrum=sacrum)
     if names.above:
         chain = chain[names.above :]
         bodies = np.where(bodies > names.above, bodies - names.above, 0).astype(np.uint8)
@@ -122,17 +130,18 @@ def _body_map(bodies: NDArray[np.uint8], maps: ClassMaps, network: SpineNetwork)
     )
 
 
-def _sacrum(bodies: NDArray[np.uint8], maps: ClassMaps, network: SpineNetwork) -> Sacrum | None:
-    """The largest piece of "sacrum" below the lowest body."""
+def _sacrum(bodies: NDArray[np.uint8], maps: ClassMaps, network: SpineNetwork) -> tuple[Sacrum | None, bool]:
+    """The largest piece of "sacrum" with its distance from the lowest body, and whether it lies above all bodies."""
     spacing = network.card.given.spacing_mm
     labels, count = ndimage.label(maps.classes == network.card.value("sacrum"))
     if count == 0:
-        return None
+        return None, False
     sizes = np.bincount(labels.ravel())[1:]
     largest = labels == int(sizes.argmax()) + 1
-    lowest = bodies == bodies.max()
-    away = ndimage.distance_transform_edt(~lowest, sampling=(spacing,) * 3)
-    return Sacrum(volume_ml=float(sizes.max()) * spacing**3 / 1000, gap_mm=float(away[largest].min()))
+    away = ndimage.distance_transform_edt(bodies != bodies.max(), sampling=(spacing,) * 3)
+    found = Sacrum(volume_ml=float(sizes.max()) * spacing**3 / 1000, gap_mm=float(away[largest].min()))
+    middles = [float(np.flatnonzero(part.any(axis=(1, 2))).mean()) for part in (largest, bodies == 1)]
+    return found, found.volume_ml >= MIN_SACRUM_ML and middles[0] > middles[1]
 
 
 def _seen(
