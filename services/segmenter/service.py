@@ -88,8 +88,10 @@ class Segmenter:
             raise Reject(
                 *refusals(manifest, max_slice_spacing_mm=self.max_slice_spacing_mm, tolerance_mm=self.tolerance_mm)
             )
-        coarse = too_coarse(manifest, max_slice_spacing_mm=self.max_slice_spacing_mm, tolerance_mm=self.tolerance_mm)
-        if coarse:  # before a minute is spent on masks that nothing could be scored with
+        coarse = too_coarse(
+            manifest, max_slice_spacing_mm=self.settings.coarsest_mm, tolerance_mm=self.tolerance_mm
+        )
+        if coarse:  # before a minute is spent on what no network can see
             raise Reject(*coarse)
         yield self._automatic(fact, manifest, self.maker)
 
@@ -297,7 +299,7 @@ def build(
     tolerance_mm: float = 1e-3,
     pool: ProcessPool | None = None,
 ) -> Service:
-    """The segmenter over a store; the spacing limit is the resampler's own (nothing coarser could be scored)."""
+    """The segmenter over a store; the spacing limit is the resampler's own, told where a series is refused anyway."""
     chosen = settings or SegmenterSettings()
     processes = pool or spine_pool(chosen)
     segmenter = Segmenter(

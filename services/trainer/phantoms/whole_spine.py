@@ -35,6 +35,7 @@ HALF_FIELD_MM: Final = 82.0
 BEFORE_MM: Final = 62.0
 BEHIND_MM: Final = 92.0
 SACRUM_MM: Final = 98.0
+_SACRAL_LINES_MM: Final = (27.0, 49.0, 67.0, 82.0)
 RIBBED: Final = ("T9", "T10", "T11", "T12")
 _ABOVE_MM: Final = 9.0
 _BACK_OF_VERTEBRA_MM: Final = 70.0
@@ -226,8 +227,8 @@ def _sacrum(canvas: Canvas, first: PlacedVertebra) -> None:
     where = canvas.slices(top_z - SACRUM_MM, top_z + 14)
     z, wobble = canvas.z[where], canvas.coarse[where]
     down = np.clip(np.float32(top_z) - z, 0, None)
-    middle = np.float32(first.centre_zy[1]) + np.float32(0.72) * down - np.float32(0.0036) * np.square(down)
-    half_y = np.clip(np.float32(first.half_zyx[1]) - np.float32(0.10) * down, 4.0, None)
+    middle = np.float32(first.centre_zy[1]) + np.float32(0.92) * down - np.float32(0.0046) * np.square(down)
+    half_y = np.clip(np.float32(first.half_zyx[1]) - np.float32(0.175) * down, 3.5, None)
     half_x = np.clip(np.float32(54) - np.float32(0.44) * down, 10.0, None)
     beside = np.abs(canvas.x)
     wings = np.float32(11) * np.square(np.clip((beside - np.float32(18)) / np.float32(32), 0, None))
@@ -241,8 +242,11 @@ def _sacrum(canvas: Canvas, first: PlacedVertebra) -> None:
     depth = np.minimum(wall, plate + np.float32(first.half_zyx[0])) + np.float32(0.2) * wobble
     density = float(np.clip(canvas.patient.density_hu * 0.8, 25, 200))
     _bone(canvas, where, depth, density)
+    for at in _SACRAL_LINES_MM:  # where the sacral bodies have grown together
+        line = bump(down - np.float32(at), 0.9) * step(depth, 1.0) * step(np.float32(16) - beside, 4.0)
+        canvas.paint(where, np.clip(line, 0, 1), np.float32(density + 190) + np.float32(20) * wobble)
     for level in range(4):
-        at = top_z - 24 - 19 * level
+        at = top_z - 24 - 17 * level
         for side in (-1.0, 1.0):
             hole = np.sqrt(
                 np.square((z - np.float32(at)) / np.float32(6))
@@ -250,10 +254,12 @@ def _sacrum(canvas: Canvas, first: PlacedVertebra) -> None:
                 + np.square((canvas.x - np.float32(side * (20 - 2 * level))) / np.float32(4.5))
             )
             canvas.paint(where, step((np.float32(1) - hole) * np.float32(4.5), 1.0), FAT_HU)
-    crest = np.float32(5) - np.sqrt(
-        np.square((canvas.y - middle - half_y - np.float32(12)) / np.float32(1.6)) + np.square(canvas.x)
-    )
-    _bone(canvas, where, np.minimum(crest, np.float32(top_z) - z), density + 120)
+    behind = canvas.y - middle - half_y - np.float32(13)
+    width = np.float32(17) - np.float32(0.13) * down
+    arch = np.float32(2.6) - np.abs(behind + np.float32(0.02) * np.square(canvas.x))
+    spine = np.float32(5) - np.sqrt(np.square((behind - np.float32(5)) / np.float32(1.3)) + np.square(canvas.x))
+    inside = np.minimum(width - beside, np.float32(top_z - 4) - z)
+    _bone(canvas, where, np.minimum(np.maximum(arch, spine), inside), density + 90)
 
 
 def _hips(canvas: Canvas, first: PlacedVertebra) -> None:

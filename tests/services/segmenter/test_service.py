@@ -53,26 +53,25 @@ def manifest(**more: Any) -> SeriesManifest:
         "image_hash": IMAGE,
         "instances": 40,
         "patient_id": A,
-        "grid": GridRecord(
-            shape_zyx=(40, 9, 9),
-            spacing_zyx=(1.0, 0.5, 0.5),
-            origin_zyx=(0, 0, 0),
-            direction_zyx=((1, 0, 0), (0, 1, 0), (0, 0, 1)),
-        ),
+        "grid": grid_of(1.0),
         "acquisition": Acquisition(),
         "demographics": Demographics(age_years=70, sex="F"),
     }
     return SeriesManifest(**{**known, **more})
 
 
-def stored(store: FolderStore, *, spacing: float = 1.0, mask_hash: str | None, faults: tuple[str, ...] = ()) -> None:
-    grid = GridRecord(
+def grid_of(spacing: float) -> GridRecord:
+    return GridRecord(
         shape_zyx=(40, 9, 9),
         spacing_zyx=(spacing, 0.5, 0.5),
         origin_zyx=(0, 0, 0),
         direction_zyx=((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     )
-    write_record(store, keys.manifest(B, C), manifest(grid=grid, mask_hash=mask_hash, mask_faults=faults))
+
+
+def stored(store: FolderStore, *, spacing: float = 1.0, mask_hash: str | None, faults: tuple[str, ...] = ()) -> None:
+    told_of = manifest(grid=grid_of(spacing), mask_hash=mask_hash, mask_faults=faults)
+    write_record(store, keys.manifest(B, C), told_of)
 
 
 @pytest.fixture
@@ -93,7 +92,7 @@ def pool() -> Here:
 
 
 def told(store: FolderStore, pool: ProcessPool | None = None, **settings: Any) -> MasksReady:
-    service = build(store=store, settings=SegmenterSettings(**settings), pool=pool)
+    service = build(store=store, settings=SegmenterSettings(**{"source": "off", **settings}), pool=pool)
     (fact,) = service.handlers[SeriesStored](FACT)
     assert isinstance(fact, MasksReady)
     return fact
@@ -265,16 +264,29 @@ def test_a_scan_without_a_spine_is_refused_and_nothing_is_written(
     assert not list(store.keys("masks/"))
 
 
-def test_slices_too_thick_to_score_are_refused_before_anything_is_computed(
+def test_slices_too_thick_to_see_bodies_in_are_refused_before_anything_is_computed(
     store: FolderStore, network: Path, pool: Here
 ) -> None:
-    stored(store, spacing=5.0, mask_hash=None)
+    stored(store, spacing=7.0, mask_hash=None)
 
     with pytest.raises(Reject) as refusal:
         told(store, pool, source="built-in", network=network)
 
-    assert refusal.value.reasons == ("slice spacing 5.0 mm is above 3.0 mm",)
+    assert refusal.value.reasons == ("slice spacing 7.0 mm is above 6.0 mm",)
     assert pool.jobs == 0
+
+
+def test_slices_too_thick_for_heights_show_named_bodies_that_are_not_judged(
+    store: FolderStore, network: Path, pool: Here
+) -> None:
+    scan = ct_of(lumbar(bodies=SPINE, spacing_zyx=(5.0, 1.5, 1.5)), sacrum=True)
+    without_masks(store, scan, grid=grid_of(5.0))
+
+    record = spine_of(store, told(store, pool, source="built-in", network=network, threads=1))
+
+    assert [one.level for one in record.findings] == list(LEVELS)
+    assert {one.decision for one in record.findings} == {"not-evaluable"}
+    assert any("heights are not read from steps of" in one.reason for one in record.findings)
 
 
 def test_cement_in_a_body_keeps_its_heights_from_being_judged(store: FolderStore, network: Path, pool: Here) -> None:
