@@ -88,9 +88,7 @@ class Segmenter:
             raise Reject(
                 *refusals(manifest, max_slice_spacing_mm=self.max_slice_spacing_mm, tolerance_mm=self.tolerance_mm)
             )
-        coarse = too_coarse(
-            manifest, max_slice_spacing_mm=self.settings.coarsest_mm, tolerance_mm=self.tolerance_mm
-        )
+        coarse = too_coarse(manifest, max_slice_spacing_mm=self.settings.coarsest_mm, tolerance_mm=self.tolerance_mm)
         if coarse:  # before a minute is spent on what no network can see
             raise Reject(*coarse)
         yield self._automatic(fact, manifest, self.maker)

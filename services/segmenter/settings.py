@@ -33,8 +33,8 @@ class SegmenterSettings(GateSettings):
     )
     coarsest_mm: Annotated[float, Field(gt=0)] = Field(
         default=6.0,
-        description="A series whose slices lie farther apart gets no automatic masks. Above max_step_mm bodies are found, "
-        "named and shown, and their heights are not read.",
+        description="A series whose slices lie farther apart gets no automatic masks. Above max_step_mm bodies are "
+        "found, named and shown, and their heights are not read.",
     )
     threads: Annotated[int, Field(ge=0, le=256)] = Field(
         default=0, description="Threads of one segmentation; 0 takes every core."
