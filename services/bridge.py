@@ -162,6 +162,9 @@ def bridge_bundle(
     """Study the bridge; OUT/bundle is written where the masks are admitted. FractureSweepError, CohortError."""
     if version == bundle.manifest.version:
         raise FractureSweepError(f"version {version} is the bundle's own: name another for the bridged one")
+    source = built_in_of(segmenter).note.source
+    if source in bundle.manifest.mask_sources:
+        raise FractureSweepError(f"the bundle knows masks of {source} already: there is nothing to bridge")
     found = study_bridge(bundle, cohort, segmenter=segmenter, place=place, progress=progress)
     (place.out / REPORT).write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if found.admitted:
