@@ -157,7 +157,8 @@ def write_pairs(folder: Path, *, seed: int) -> Path:
 def undisturbed(stack: Stack, folder: Path, bundle: Path, archive: Path) -> Undisturbed:
     """Run an archive embedded."""
     folder.chmod(0o755)
-    settings = settings_with(bundle, segmenter__source="built-in").model_copy(update={"secrets": stack.settings.secrets})
+    settings = settings_with(bundle, segmenter__source="built-in")
+    settings = settings.model_copy(update={"secrets": stack.settings.secrets})
     store = restricted(FolderStore(folder / "store"), settings)
     ran = run(
         source_of(archive, settings=settings),

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from services.trainer.phantoms.cohort import LEVELS, Fracture, Patient
+from services.trainer.phantoms.cohort import LEVELS, Deformity, Fracture, Patient
 from shared.fracture.levels import VERSE
 from shared.fracture.volume import Geometry, Mask, Volume
 
@@ -63,8 +63,14 @@ class PlacedVertebra:
     fracture: Fracture | None
 
 
-def place_vertebrae(patient: Patient, levels: Sequence[str] = SLAB_LEVELS) -> list[PlacedVertebra]:
-    """Vertebrae from the first of some levels down to S1, placed from above; z = 0 is the top of the first."""
+def place_vertebrae(
+    patient: Patient, levels: Sequence[str] = SLAB_LEVELS, *, settled: bool = False
+) -> list[PlacedVertebra]:
+    """Vertebrae from the first of some levels down to S1, placed from above; z = 0 is the top of the first.
+
+    `settled`: what lies above a fracture has come down by the mean of what the body lost, as in a patient; without it
+    the discs beside a fracture are as much thicker (slabs, whose voxels a trained model depends on).
+    """
     by_level = {fracture.level: fracture for fracture in patient.fractures}
     rng = patient.rng("anatomy")
     size = patient.rendered_size
@@ -72,6 +78,9 @@ def place_vertebrae(patient: Patient, levels: Sequence[str] = SLAB_LEVELS) -> li
     for level in levels:
         height, disc = _HEIGHT_MM[level] * size, _DISC_MM[level] * size * float(rng.uniform(0.75, 1.1))
         tilt = float(np.deg2rad(_TILT_DEG[level] + rng.normal(0, 2)))
+        fracture = by_level.get(level)
+        above, below = (0.0, 0.0) if fracture is None or not settled else _sunk(patient, fracture, height)
+        z += above
         half = (height / 2, _DEPTH_MM[level] * size / 2 * float(rng.normal(1, 0.03)), _WIDTH_MM[level] * size / 2)
         placed.append(
             PlacedVertebra(
@@ -79,12 +88,32 @@ def place_vertebrae(patient: Patient, levels: Sequence[str] = SLAB_LEVELS) -> li
                 centre_zy=(z - height / 2, y),
                 tilt=tilt,
                 half_zyx=half,
-                fracture=by_level.get(level),
+                fracture=fracture,
             )
         )
-        z -= height + disc
+        z -= height + disc - below
         y += float(np.tan(tilt)) * (height + disc) * 0.6
     return placed
+
+
+_MEAN_LOSS: Final[dict[Deformity, tuple[float, float]]] = {
+    "wedge": (0.5, 0.0),
+    "biconcave": (0.36, 0.28),
+    "crush": (0.89, 0.06),
+}
+"""The mean of what the broken end-plate and the other one lose, as a multiple of the height loss (`Canvas._plates`)."""
+
+
+def _breaks_above(rng: np.random.Generator) -> bool:
+    """Whether it is the upper end-plate that breaks most; the first draw of a vertebra's shape."""
+    return bool(rng.random() < 0.8)
+
+
+def _sunk(patient: Patient, fracture: Fracture, height: float) -> tuple[float, float]:
+    """By how many mm the upper and the lower end-plate of a broken body give way in the mean."""
+    broken, other = (share * fracture.height_loss * height for share in _MEAN_LOSS[fracture.deformity])
+    upper = _breaks_above(patient.rng("shape-" + fracture.level))
+    return (broken, other) if upper else (other, broken)
 
 
 def step(value: Array, softness: float) -> Array:
@@ -204,7 +233,7 @@ class Canvas:
         cos, sin = np.float32(np.cos(vertebra.tilt)), np.float32(np.sin(vertebra.tilt))
         z, y, x = cos * dz - sin * dy, sin * dz + cos * dy, self.x
         strength = dict(fracture.strengths) if fracture else {}
-        side = 1.0 if rng.random() < 0.8 else -1.0
+        side = 1.0 if _breaks_above(rng) else -1.0
         lean, wobble = float(rng.normal(0, 0.5)), self.coarse[where]
 
         top, bottom = self._plates(z, y, x, vertebra, side=side)

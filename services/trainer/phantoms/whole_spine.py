@@ -37,7 +37,7 @@ BEHIND_MM: Final = 92.0
 SACRUM_MM: Final = 98.0
 _SACRAL_LINES_MM: Final = (27.0, 49.0, 67.0, 82.0)
 RIBBED: Final = ("T9", "T10", "T11", "T12")
-_ABOVE_MM: Final = 9.0
+_ABOVE_MM: Final = 14.0
 _BACK_OF_VERTEBRA_MM: Final = 70.0
 _SKIN_MM: Final = 84.0
 _AIR_HU: Final = -1000.0
@@ -67,7 +67,7 @@ def spine_patient(*, seed: int, index: int, kappa: float = 0.85) -> Patient:
 
 def render_spine(patient: Patient) -> WholeSpine:
     """The CT volume of a patient from T9 to the sacrum, and the true bodies."""
-    placed = place_vertebrae(patient, SPINE_LEVELS)
+    placed = place_vertebrae(patient, SPINE_LEVELS, settled=True)
     vertebrae, sacrum = placed[:-1], placed[-1]
     geometry, table_z = _grid(patient, placed)
     z = np.arange(geometry.shape_zyx[0]) * geometry.spacing_zyx[0] + geometry.origin_zyx[0] - table_z
