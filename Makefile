@@ -119,8 +119,9 @@ format: $(VENV)/.test ## ruff's formatter and its safe fixes
 bundle: $(VENV)/.test ## train the demonstration bundle again (phantoms; some hours on two cores, resumable)
 	$(BIN)/python -m services.trainer.pretraining --out build/bundle/phantom-signs.safetensors --work build/bundle/pretraining
 	$(BIN)/fracture-sweep phantoms cohort build/bundle/cohort --patients 365 --kappa 0.85 --seed 7 --nifti
-	$(BIN)/fracture-sweep train build/bundle/cohort/COHORT.csv --out build/bundle/run --training deploy/bundles/demo.toml \
-	  --name phantom-demonstration --bundle-version 4 --notes deploy/bundles/demo-notes.md
+	$(BIN)/fracture-sweep mask-cohort build/bundle/cohort/COHORT.csv --out build/bundle/automatic
+	$(BIN)/fracture-sweep train build/bundle/automatic/COHORT.csv --out build/bundle/run --training deploy/bundles/demo.toml \
+	  --name phantom-demonstration --bundle-version 5 --notes deploy/bundles/demo-notes.md
 	rm -rf deploy/bundles/demo && cp -R build/bundle/run/bundle deploy/bundles/demo
 
 study: $(VENV)/.test ## in_sample, crossfit and frozen over five phantom cohorts (many hours, resumable)

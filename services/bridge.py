@@ -12,29 +12,21 @@ OUT/bundle                      the bundle with the new source, where it is admi
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from services.automatic_masks import masks_of, write_cohort
 from services.cohort.assembly import Cohort
 from services.cohort.deep import deep_features
 from services.cohort.protocols import extraction_of_bundle
-from services.cohort.rows import CohortImage, images_of, read_rows_with_files
+from services.cohort.rows import images_of, read_rows_with_files
 from services.cohort.table import cohort_table
-from services.dicom_ingest.collected import CollectedSeries
-from services.dicom_ingest.folder import read_identified_series
-from services.dicom_ingest.pairs_source import PairsSource
-from services.segmenter.segmentation import NotSegmentable
-from services.segmenter.series_spine import automatic_spine
 from services.segmenter.service import built_in_of
 from services.segmenter.settings import SegmenterSettings
 from services.trainer.cohort_table import CohortTable
@@ -48,8 +40,6 @@ from services.training import Place, is_phantom
 from shared.fracture.bundle import Bundle, load_bundle
 from shared.fracture.bundle_files import write_folder
 from shared.fracture.bundle_notes import admitted
-from shared.fracture.levels import VERSE
-from shared.fracture.volume import Mask, mask_from_nrrd, to_sitk
 from shared.pipeline.errors import FractureSweepError
 
 ADMITTED_FROM: Final = 0.8
@@ -57,11 +47,6 @@ LEAST_CASES: Final = 30
 REPORT: Final = "bridge.json"
 BUNDLE: Final = "bundle"
 COHORT: Final = "automatic.csv"
-MASKS: Final = "masks"
-_OVERLAP: Final = 0.5
-"""An automatic body is a given one where it covers this share of it."""
-_VALUE: Final = {level: value for value, level in VERSE.items()}
-_COLUMNS: Final = ("image", "mask", "labels", "roi", "levels", "study", "patient", "age", "sex", "acute", "site")
 
 
 class FeatureAgreement(BaseModel):
@@ -148,14 +133,6 @@ def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Made:
-    """An automatic mask in the place of a given one: the rows it stands for, and each row's Dice."""
-
-    path: Path
-    dice: dict[int, float]
-
-
 def bridge_bundle(
     bundle: Bundle, cohort: Path, *, version: str, segmenter: SegmenterSettings, place: Place, progress: Progress
 ) -> Bridge:
@@ -180,44 +157,23 @@ def study_bridge(
     settings = TrainingSettings.of(bundle.manifest.preset, {"roi": bundle.manifest.crop.roi})
     if bundle.manifest.crop.roi != "body":
         raise FractureSweepError("the segmenter makes masks of bodies; the bundle was fitted on whole vertebrae")
-    source = built_in_of(segmenter).note.source
+    maker = built_in_of(segmenter)
+    source = maker.note.source
     place.out.mkdir(parents=True, exist_ok=True)
     rows, judge = read_rows_with_files(
         cohort, settings=settings, roi=bundle.manifest.crop.roi, fitting=False, progress=progress.step
     )
-    made: dict[int, _Made] = {}
     images = list(images_of(rows, judge, columns=("mask",)))
-    for done, image in enumerate(images, start=1):
-        mask = _automatic_mask(image, base=cohort.parent, segmenter=segmenter, place=place)
-        made.update(dict.fromkeys(mask.dice, mask))
-        progress.step("images segmented", done, len(images))
+    made = masks_of(images, base=cohort.parent, out=place.out, maker=maker, ingest=place.app.dicom_ingest,
+                    processes=place.processes, progress=progress)  # fmt: skip
     if len(made) < LEAST_CASES:
         raise FractureSweepError(
             f"a bridge study needs {LEAST_CASES} vertebrae under both masks; of {len(rows)} rows the segmenter found "
             f"{len(made)}"
         )
-    image_of = {row.line: image.pair.image for image in images for row in image.rows}
     table_rows = [row for row in rows if row.line in made]
     automatic = place.out / COHORT
-    with automatic.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in table_rows:
-            writer.writerow(
-                {
-                    "image": os.path.relpath(image_of[row.line], place.out),
-                    "mask": os.path.relpath(made[row.line].path, place.out),
-                    "labels": "verse",
-                    "roi": "body",
-                    "levels": row.level,
-                    "study": row.study,
-                    "patient": row.patient,
-                    "age": row.age,
-                    "sex": row.sex,
-                    "acute": int(row.acute),
-                    "site": row.site,
-                }
-            )
+    write_cohort(automatic, table_rows, images=images, made=made, source=source, repeated=())
     read = partial(_read, bundle, settings=settings, place=place, progress=progress)
     first, second = read(cohort), read(automatic)
     mine = _kept([row.line for row in rows], first)
@@ -225,7 +181,7 @@ def study_bridge(
     both = [line for line in mine if line in theirs]
     one = _features(bundle, first, place, progress), [mine.index(line) for line in both]
     two = _features(bundle, second, place, progress), [theirs.index(line) for line in both]
-    dice = [made[line].dice[line] for line in both]
+    dice = [made[line].dice for line in both]
     return _compared(
         bundle,
         (first.table, *one),
@@ -236,63 +192,6 @@ def study_bridge(
         not_found=len(rows) - len(made),
         mean_dice=round(float(np.mean(dice)), 4) if dice else 0.0,
     )
-
-
-def _automatic_mask(image: CohortImage, *, base: Path, segmenter: SegmenterSettings, place: Place) -> _Made:
-    """The segmenter's mask of an image, each given body's level written over the automatic body that covers it."""
-    path = place.out / MASKS / f"{image.content[:16]}.nii.gz"
-    series = _series(image, base, place)
-    if series.volume is None or series.mask is None:
-        return _Made(path=path, dice={})
-    try:
-        found = automatic_spine(series.volume, built_in_of(segmenter).network, limits=segmenter.limits)
-    except NotSegmentable:
-        return _Made(path=path, dice={})
-    labels = np.asarray(mask_from_nrrd(found.labels).voxels, dtype=np.uint8)
-    given = _bodies(series.mask.labels, series.mask.body)
-    matched: dict[int, tuple[int, float, str]] = {}
-    for row in image.rows:
-        value = series.mask.levels.get(row.level)
-        covering = None if value is None else _covering(given == value, labels)
-        if covering is not None:
-            matched[row.line] = (*covering, row.level)
-    values = [value for value, _, _ in matched.values()]
-    kept = {line: one for line, one in matched.items() if values.count(one[0]) == 1}
-    made = np.zeros_like(labels)
-    for value, _, level in kept.values():
-        made[labels == value] = _VALUE[level]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    sitk.WriteImage(to_sitk(Mask(voxels=made, geometry=series.volume.geometry)), str(aside), useCompression=True)
-    aside.replace(path)
-    return _Made(path=path, dice={line: dice for line, (_, dice, _) in kept.items()})
-
-
-def _series(image: CohortImage, base: Path, place: Place) -> CollectedSeries:
-    limits = place.app.dicom_ingest
-    source = PairsSource(
-        [image.pair], read_folder=partial(read_identified_series, settings=limits), base=base, limits=limits
-    )
-    return next(iter(next(iter(source.studies())).series))
-
-
-def _bodies(labels: Mask, body: Mask | None) -> NDArray[np.uint8]:
-    """A label map cut down to bodies, where a mask of them came along."""
-    inside = labels.voxels if body is None else np.where(body.voxels != 0, labels.voxels, 0)
-    return inside.astype(np.uint8)
-
-
-def _covering(given: NDArray[np.bool_], labels: NDArray[np.uint8]) -> tuple[int, float] | None:
-    """The label that covers a given body, and their Dice."""
-    inside = labels[given]
-    if not len(inside):
-        return None
-    counts = np.bincount(inside, minlength=1)
-    counts[0] = 0
-    value = int(counts.argmax())
-    if counts[value] < _OVERLAP * len(inside):
-        return None
-    return value, float(2 * counts[value] / (len(inside) + int((labels == value).sum())))
 
 
 def _read(bundle: Bundle, csv_file: Path, *, settings: TrainingSettings, place: Place, progress: Progress) -> Cohort:

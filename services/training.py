@@ -124,7 +124,9 @@ def fit_cohort(csv: Path, settings: TrainingSettings, *, place: Place, naming: N
             flow=cohort.flow,
             hcr=extraction.hcr,
             parameters=extraction.parameters,
-            mask_sources=("synthetic phantom",) if phantom else ("given masks",),
+            mask_sources=tuple(
+                source or ("synthetic phantom" if phantom else "given masks") for source in cohort.mask_sources
+            ),
             sha256=cohort.fingerprint,
             phantom=phantom,
             warnings=cohort.warnings,

@@ -55,7 +55,7 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cohort:
-    """A cohort with its features. Every tuple but `flow` and `left_out` has one entry a row of the table."""
+    """A cohort with its features. Tuples have one entry a row of the table, but `flow`, `left_out`, `mask_sources`."""
 
     table: CohortTable
     flow: tuple[FlowStep, ...]
@@ -68,6 +68,8 @@ class Cohort:
     accession: tuple[str, ...]
     image: tuple[str, ...]
     warnings: tuple[str, ...]
+    mask_sources: tuple[str, ...]
+    """Who made the masks of the rows, each once; '' stands for readers."""
     fingerprint: str
     """The SHA-256 of the cohort file."""
 
@@ -145,6 +147,7 @@ class Assembly:
             accession=tuple(case.known.accession for case in whole),
             image=tuple(case.known.image_hash for case in whole),
             warnings=_warnings(cases),
+            mask_sources=tuple(sorted({row.mask_source for row in kept})),
             fingerprint=fingerprint,
         )
 

@@ -1,7 +1,8 @@
-"""segment, train-segmenter, evaluate-segmenter: masks of our own, and the network that makes them."""
+"""segment, mask-cohort, train-segmenter, evaluate-segmenter: masks of our own, and the network that makes them."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -128,6 +129,39 @@ def evaluate_segmenter(
         )
     out_console.print(table)
     out_console.print(found.note, highlight=False)
+
+
+def mask_cohort(
+    cohort: Annotated[Path, typer.Argument(help="COHORT.csv with given masks (docs/cohort.md).", metavar="COHORT.csv")],
+    out: Annotated[Path, typer.Option("--out", help="Where COHORT.csv and masks/ go; what is there stays.")],
+    repeated: Annotated[
+        int,
+        typer.Option("--repeated", min=0, help="So many training patients keep their given mask, as another reader's."),
+    ] = 30,
+    processes: Annotated[int, typer.Option("--processes", min=0, help="Images at once; 0 takes every core.")] = 0,
+) -> None:
+    """Put the segmenter's masks into a cohort in the place of the given ones, to fit a bundle on them."""
+    settings = chosen.settings
+    log_at("WARNING" if settings.log.level == "INFO" else settings.log.level)
+    try:
+        from services import automatic_masks
+    except ModuleNotFoundError as error:
+        raise FractureSweepError(f"cohorts need more than is installed ({error.name}): {EXTRA}") from None
+    with bars(time_left=True) as progress:
+        found = automatic_masks.mask_cohort(
+            cohort,
+            out,
+            segmenter=settings.segmenter,
+            ingest=settings.dicom_ingest,
+            repeated=repeated,
+            processes=processes or len(os.sched_getaffinity(0)),
+            progress=Steps(progress),
+        )
+    out_console.print(
+        f"{found.path}: {found.found} of {found.rows} vertebrae found, mean Dice {found.mean_dice:.3f} with the given "
+        f"masks; made by {found.source}",
+        highlight=False,
+    )
 
 
 def _share(share: Share) -> str:

@@ -24,7 +24,7 @@ from shared.fracture.levels import ORDER
 from shared.fracture.records import OLDEST_TOLD
 from shared.pipeline.errors import FractureSweepError
 
-COLUMNS: Final = (*PAIR_COLUMNS, "level", "acute", "mask2", "mask3", "site", "split")
+COLUMNS: Final = (*PAIR_COLUMNS, "level", "acute", "mask2", "mask3", "mask_source", "site", "split")
 REQUIRED: Final = ("image", "mask", "patient", "age", "sex", "acute")
 MAX_CSV_BYTES: Final = 50_000_000
 LEAST_REPEATED: Final = 5
@@ -32,10 +32,10 @@ LEAST_REPEATED: Final = 5
 _SHOWN_FAULTS: Final = 100
 
 TEMPLATE: Final = (
-    "image,mask,labels,roi,body,body_labels,levels,study,patient,age,sex,acute,mask2,mask3,site,split\n"
+    "image,mask,labels,roi,body,body_labels,levels,study,patient,age,sex,acute,mask2,mask3,mask_source,site,split\n"
     "dicom/0001,masks/0001.nii.gz,totalseg,vertebra,bodies/0001.nii.gz,1,L1,S-0001,P-0001,71,F,1,"
-    "second/0001.nii.gz,third/0001.nii.gz,A,train\n"
-    "ct/0002.nii.gz,masks/0002.nii.gz,verse,body,,,T12,S-0002,P-0002,64,M,0,,,B,test\n"
+    "second/0001.nii.gz,third/0001.nii.gz,,A,train\n"
+    "ct/0002.nii.gz,masks/0002.nii.gz,verse,body,,,T12,S-0002,P-0002,64,M,0,,,,B,test\n"
 )
 """What `fracture-sweep train --template` prints: the header and two rows as examples."""
 
@@ -69,6 +69,8 @@ class CohortRow:
     sex: Literal["F", "M"]
     site: str
     split: Literal["", "train", "test"]
+    mask_source: str = ""
+    """Who made `mask`, as a bundle's `mask_sources` has it; '' where a reader drew it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -435,4 +437,5 @@ def _finished(draft: _Draft) -> CohortRow:
         sex=draft.sex,
         site=draft.site,
         split=draft.split,
+        mask_source=draft.values.get("mask_source", ""),
     )

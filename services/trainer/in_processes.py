@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def run_all(jobs: Sequence[Callable[[], object]], *, processes: int, told: Callable[[], None] = lambda: None) -> None:
-    """Run every job; `told` after each. The first failure ends it, and what was not begun is not.
+def run_all(jobs: Sequence[Callable[[], T]], *, processes: int, told: Callable[[], None] = lambda: None) -> list[T]:
+    """Run every job; `told` after each. Their results in order. The first failure ends it; the rest is not begun.
 
     One process, or one job, runs here. Jobs have to be importable (`functools.partial` of a module's function).
     """
     if processes <= 1 or len(jobs) < 2:
+        found = []
         for job in jobs:
-            job()
+            found.append(job())
             told()
-        return
+        return found
     # spawned: a fork would copy the threads that draw the progress bar
     with ProcessPoolExecutor(max_workers=min(processes, len(jobs)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(job) for job in jobs]
@@ -24,6 +28,7 @@ def run_all(jobs: Sequence[Callable[[], object]], *, processes: int, told: Calla
             for future in as_completed(futures):
                 future.result()
                 told()
+            return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

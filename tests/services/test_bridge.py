@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from services import bridge
 from services.__main__ import app
+from services.automatic_masks import mask_cohort
 from services.bridge import Bridge, FeatureAgreement, bridge_bundle
 from services.segmenter.segmentation import label_of
 from services.segmenter.service import built_in_of
@@ -20,7 +22,7 @@ from services.trainer.training import Silent
 from services.training import Place
 from shared.fracture.bundle import Bundle, load_bundle
 from shared.fracture.ids import Pseudonyms
-from shared.fracture.volume import Mask, Volume, to_sitk
+from shared.fracture.volume import Mask, Volume, mask_from_sitk, to_sitk
 from shared.pipeline.errors import FractureSweepError
 from shared.pipeline.folder_store import FolderStore
 from tests.fixtures.runs import PSEUDONYM_KEY, settings_with
@@ -195,3 +197,65 @@ def test_the_same_version_is_refused_before_anything_is_read(tmp_path: Path) -> 
     )
 
     assert "is the bundle's own" in str(ran.exception)
+
+
+# a cohort under automatic masks ---------------------------------------------------------------------------------------
+def test_a_cohort_comes_out_under_automatic_masks_with_their_maker_named(
+    cohort: Path, network: Path, tmp_path: Path
+) -> None:
+    settings = SegmenterSettings(network=network, threads=1)
+    source = built_in_of(settings).note.source
+
+    found = mask_cohort(
+        cohort,
+        tmp_path,
+        segmenter=settings,
+        ingest=settings_with(Path("deploy/bundles/demo")).dicom_ingest,
+        repeated=2,
+        processes=1,
+        progress=Silent(),
+    )
+
+    with found.path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert (found.rows, found.found, len(rows)) == (5 * PATIENTS, 5 * PATIENTS, 5 * PATIENTS)
+    assert {row["mask_source"] for row in rows} == {source}
+    assert [bool(row["mask3"]) for row in rows] == [True] * 10 + [False] * (5 * PATIENTS - 10)
+    assert [row["levels"] for row in rows[:5]] == list(LEVELS[1:])
+    made = mask_from_sitk(sitk.ReadImage(str(tmp_path / rows[0]["mask"])))
+    _, given = scan(0)
+    assert set(np.unique(made.voxels).tolist()) == {0, *map(label_of, LEVELS[1:])}
+    one, two = made.voxels == label_of("L3"), given.voxels == label_of("L3")
+    assert 2 * (one & two).sum() / (one.sum() + two.sum()) > 0.9
+    assert found.mean_dice > 0.9
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "masks").iterdir()}
+    again = mask_cohort(
+        cohort,
+        tmp_path,
+        segmenter=settings,
+        ingest=settings_with(Path("deploy/bundles/demo")).dicom_ingest,
+        repeated=2,
+        processes=1,
+        progress=Silent(),
+    )
+    assert again == found
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "masks").iterdir()} == before
+
+
+def test_given_masks_that_the_columns_do_not_describe_are_no_second_reading(
+    cohort: Path, network: Path, tmp_path: Path
+) -> None:
+    table = cohort.with_name("TABLE.csv")
+    (cohort.parent / "own.json").write_text('{"20": "L1", "21": "L2", "22": "L3", "23": "L4", "24": "L5", "19": "T12"}')
+    table.write_text(cohort.read_text().replace(",verse,", ",own.json,"))
+
+    with pytest.raises(FractureSweepError, match="say --repeated 0"):
+        mask_cohort(
+            table,
+            tmp_path,
+            segmenter=SegmenterSettings(network=network, threads=1),
+            ingest=settings_with(Path("deploy/bundles/demo")).dicom_ingest,
+            repeated=2,
+            processes=1,
+            progress=Silent(),
+        )
