@@ -21,7 +21,7 @@ from shared.fracture.spine.chain import BodyMap, Vertebra, measured_chain
 from shared.fracture.spine.frames import BodyFrame
 from shared.fracture.spine.instances import bodies_of
 from shared.fracture.spine.naming import MIN_SACRUM_ML, Named, Sacrum, SeenBody, named
-from shared.fracture.spine.orientation import behind_mm, orientation_fault
+from shared.fracture.spine.orientation import BACK_TO_FRONT, FEW_ARCHES, upside_down
 from shared.fracture.volume import AIR_HU, Mask, Volume, to_sitk
 
 LABEL_OF: Final[dict[str, int]] = {level: value for value, level in VERSE.items()}
@@ -80,10 +80,7 @@ def segment(volume: Volume, network: SpineNetwork) -> Segmented:
         _body_map(bodies, maps, network), source_spacing_zyx=image.geometry.spacing_zyx, rim=END_VOXELS
     )
     sacrum, above = _sacrum(bodies, maps, network)
-    arches = maps.classes == network.card.value("posterior")
-    fault = orientation_fault(
-        chain, sacrum_above=above, arches_behind_mm=behind_mm(arches, bodies > 0, spacing_mm=spacing)
-    )
+    fault = upside_down(chain, sacrum_above=above) or _back_to_front(hu, bodies, maps, network)
     if fault:
         raise NotSegmentable(fault)
     names = named(_seen(chain, bodies, maps, hu, network), sacrum=sacrum)
@@ -142,6 +139,17 @@ def _sacrum(bodies: NDArray[np.uint8], maps: ClassMaps, network: SpineNetwork) -
     found = Sacrum(volume_ml=float(sizes.max()) * spacing**3 / 1000, gap_mm=float(away[largest].min()))
     middles = [float(np.flatnonzero(part.any(axis=(1, 2))).mean()) for part in (largest, bodies == 1)]
     return found, found.volume_ml >= MIN_SACRUM_ML and middles[0] > middles[1]
+
+
+def _back_to_front(hu: NDArray[np.int16], bodies: NDArray[np.uint8], maps: ClassMaps, network: SpineNetwork) -> str:
+    """Why front and back must be exchanged, or "": bodies without arches, which have them in the mirror."""
+    value = network.card.value("posterior")
+    arches = int((maps.classes == value).sum())
+    if arches >= FEW_ARCHES * int((bodies > 0).sum()):
+        return ""
+    mirrored = network.maps(np.ascontiguousarray(hu[:, ::-1]))
+    seen = 0 if mirrored is None else int((mirrored.classes == value).sum())
+    return BACK_TO_FRONT if seen > 2 * arches and seen >= FEW_ARCHES * int((bodies > 0).sum()) else ""
 
 
 def _seen(

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shared.fracture.spine.chain import Vertebra
 
 LEAST_BODIES: Final = 6
 """With fewer bodies their growth towards the feet says nothing."""
+UPPER_PART: Final = 0.45
+"""The largest bodies lie at the lower end of a spine; above this share of it they say that it is upside down …"""
 SHRINKING: Final = 0.75
-"""Bodies grow towards the feet; where the lowest have less than this share of the highest, the scan is upside down."""
+"""… if the lowest have less than this share of their volume."""
+FEW_ARCHES: Final = 0.15
+"""Fewer voxels of posterior elements than this share of the bodies' are a reason to look from the other side."""
 UPSIDE_DOWN: Final = "the scan lies upside down: {}; its orientation (ImageOrientationPatient, or the affine) is wrong"
 BACK_TO_FRONT: Final = (
     "front and back are exchanged: the arches of the vertebrae lie before their bodies; the scan's orientation "
@@ -21,30 +24,14 @@ BACK_TO_FRONT: Final = (
 )
 
 
-def orientation_fault(chain: Sequence[Vertebra], *, sacrum_above: bool, arches_behind_mm: float | None) -> str:
-    """Why a scan's orientation cannot be right, or "". `chain` is from head to foot; `sacrum_above`: of all bodies.
-
-    `arches_behind_mm`: how far behind the bodies the posterior elements lie (`behind_mm`).
-    """
+def upside_down(chain: Sequence[Vertebra], *, sacrum_above: bool) -> str:
+    """Why head and feet must be exchanged, or "". `chain` is from head to foot; `sacrum_above`: of all bodies."""
     if sacrum_above:
         return UPSIDE_DOWN.format("the sacrum is seen above the lumbar vertebrae")
-    if arches_behind_mm is not None and arches_behind_mm < 0:
-        return BACK_TO_FRONT
-    volumes = [one.volume_ml for one in chain if not one.cut_off]
+    volumes = np.array([one.volume_ml for one in chain if not one.cut_off])
     if len(volumes) >= LEAST_BODIES:
-        third = len(volumes) // 3
-        if float(np.median(volumes[-third:])) < SHRINKING * float(np.median(volumes[:third])):
+        largest = np.argsort(-volumes)[:3]
+        high = float(np.median(largest)) < UPPER_PART * (len(volumes) - 1)
+        if high and float(volumes[-2:].mean()) < SHRINKING * float(volumes[largest].mean()):
             return UPSIDE_DOWN.format("the vertebral bodies grow smaller towards the feet")
     return ""
-
-
-def behind_mm(arches: NDArray[np.bool_], bodies: NDArray[np.bool_], *, spacing_mm: float) -> float | None:
-    """How far behind bodies arches lie: the median over the slices (axis 0) that show both; axis 1 goes to the back."""
-    depth = np.arange(bodies.shape[1])
-    places = []
-    for part in (arches, bodies):
-        rows = part.sum(axis=2)
-        count = rows.sum(axis=1)
-        places.append(np.where(count > 0, (rows @ depth) / np.maximum(count, 1), np.nan))
-    away = places[0] - places[1]
-    return None if np.isnan(away).all() else float(np.nanmedian(away)) * spacing_mm
