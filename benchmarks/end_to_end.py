@@ -3,7 +3,9 @@
 Prints cases a minute, the share of wall time × cores that went into the handlers' own computing (the rest is intake,
 store, bus and waiting), and the peak memory of the process tree, and of its largest worker process.
 
-    python benchmarks/end_to_end.py --patients 12
+    python benchmarks/end_to_end.py --patients 12 --spines 2
+
+`--spines`: so many scans of whole spines beside them, which come without masks.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from services.settings import SecretSettings, Settings
 from services.sources import source_of
 from services.trainer.phantoms.archive import write_archive
 from shared.fracture.ids import Pseudonyms
-from shared.fracture.topology import RADIOMICS_EXTRACTOR
+from shared.fracture.topology import RADIOMICS_EXTRACTOR, RESAMPLER, SEGMENTER
 from shared.pipeline.folder_store import FolderStore
 from shared.pipeline.metrics import Metrics
+
+WITH_A_POOL = (SEGMENTER, RESAMPLER, RADIOMICS_EXTRACTOR)
 
 
 class Watch:
@@ -76,6 +80,7 @@ def main() -> None:
     """Run it once and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patients", type=int, default=12)
+    parser.add_argument("--spines", type=int, default=0)
     parser.add_argument("--seed", type=int, default=3)
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
@@ -83,7 +88,7 @@ def main() -> None:
     settings = Settings(secrets=SecretSettings.model_validate({"pseudonym_key": key, "encryption_key": key}))
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "archive"
-        write_archive(archive, patients=arguments.patients, seed=arguments.seed)
+        write_archive(archive, patients=arguments.patients, spines=arguments.spines, seed=arguments.seed)
         bundle = bundle_of(settings)
         figures = {}
         for what in ("first run", "the same again"):
@@ -102,23 +107,28 @@ def main() -> None:
                     metrics=metrics,
                 )
             seconds = time.perf_counter() - start
-            extraction = sum(watch.child_cpu.values())
+            computing = sum(watch.child_cpu.values())
             parent = sum(os.times()[:2]) - before
             handling = handling_seconds(metrics)
-            # the radiomics handler waits for its process: the process's own CPU time counts instead
-            own = extraction + sum(spent for service, spent in handling.items() if service != RADIOMICS_EXTRACTOR)
+            # a handler with a pool waits for its processes: their own CPU time counts instead
+            own = computing + sum(spent for service, spent in handling.items() if service not in WITH_A_POOL)
             figures[what] = {
                 "cases": ran.ledger.cases.found,
                 "seconds": round(seconds, 1),
                 "cases a minute": round(60 * ran.ledger.cases.found / seconds, 1),
                 "share of wall time x cores in the handlers' own computing": round(own / seconds / cores, 2),
-                "of it in HCR extraction": round(extraction / seconds / cores, 2),
+                "of it in the processes of pools (segmentation, crops, HCR)": round(computing / seconds / cores, 2),
                 "CPU share of the parent process (intake, store and bus too)": round(parent / seconds / cores, 2),
                 "seconds in handlers": {service: round(spent, 1) for service, spent in sorted(handling.items())},
                 "peak memory of all processes, MiB": round(watch.total / 2**20),
-                "peak memory of one extraction process, MiB": round(watch.largest_child / 2**20),
+                "peak memory of the largest process of a pool, MiB": round(watch.largest_child / 2**20),
             }
-    print(json.dumps({"cores": cores, "phantom patients": arguments.patients, **figures}, indent=2))
+    print(
+        json.dumps(
+            {"cores": cores, "phantom patients": arguments.patients, "whole spines": arguments.spines, **figures},
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

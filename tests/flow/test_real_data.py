@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from services.segmenter.service import built_in_of
+from services.segmenter.settings import SegmenterSettings
+from services.trainer.tiny_bundle import write_tiny_bundle
 from shared.fracture.ledger import CaseStatus, StudyState
 from shared.fracture.records import CaseRecord, MaskRecord
 from shared.records.archive import read_record
@@ -141,3 +144,76 @@ def test_a_real_series_without_masks_is_rejected_with_that_reason(
     assert len(series.reasons) == (1 if second is None else 2)
     assert second is None or second in series.reasons[1]
     assert ran.ledger.reports == 1
+
+
+# masks of our own ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def alone(tmp_path: Path) -> Place:
+    """Nobody sends masks: the built-in network makes them, and the bundle knows them."""
+    note = built_in_of(SegmenterSettings()).note
+    write_tiny_bundle(tmp_path / "bundle", image_types="original", mask_sources=(note.source,))
+    return place(tmp_path / "store", tmp_path / "bundle", segmenter__source="built-in", segmenter__threads="2")
+
+
+def page_of(here: Place, state: StudyState) -> str:
+    return here.store.get(f"reports/{state.study_id}/{state.report_id}.html").decode()
+
+
+def test_a_real_abdominal_ct_of_five_millimetres_shows_its_bodies_and_reads_no_heights(
+    alone: Place, tmp_path: Path, shared_data: Path
+) -> None:
+    ran = alone.run(unpacked(shared_data / "crlm-1004-dicom" / "CRLM-CT-1004.tar.xz", tmp_path / "series"))
+
+    state = study(alone, ran.sweep_id)
+    assert ran.ledger.exact
+    assert ran.ledger.reports == 1
+    # seven bodies, the first and the last cut off; no sacrum, and the ribs do not say which are the last
+    assert states(state) == dict.fromkeys([f"B0{n}" for n in range(1, 8)], "not evaluated")
+    assert sum("heights are not read from steps of" in case.reasons[0] for case in state.cases) == 5
+    page = page_of(alone, state)
+    assert page.count('<img src="data:image/png;base64,') == 2
+    assert "the scan shows neither the sacrum nor which ribs are the last" in page
+
+
+def test_a_real_chest_ct_of_one_millimetre_has_its_whole_body_gated(
+    alone: Place, tmp_path: Path, shared_data: Path
+) -> None:
+    ran = alone.run(unpacked(shared_data / "lidc-0314-dicom" / "LIDC-0314_55slices.tar.xz", tmp_path / "series"))
+
+    state = study(alone, ran.sweep_id)
+    assert ran.ledger.exact
+    assert ran.ledger.reports == 1
+    reasons = {level: case.reasons[0] for level, case in by_level(state).items()}
+    assert set(reasons) == {"B01", "B02", "B03"}
+    assert reasons["B02"].startswith("height loss")
+    assert reasons["B01"] == reasons["B03"] == "cut off by the end of the scan"
+    assert page_of(alone, state).count('<img src="data:image/png;base64,') == 2
+
+
+def test_a_contrast_phantom_gets_no_masks(alone: Place, tmp_path: Path, shared_data: Path) -> None:
+    ran = alone.run(unpacked(shared_data / "dcmqa-ct" / "Philips_tilt.tar.xz", tmp_path / "series"))
+
+    plan = sweep_plan(alone.store, ran.sweep_id)
+    assert plan is not None
+    found = sweep_states(alone.store, plan).values()
+    series = [one for state in found for one in state.series]
+    assert series
+    assert {one.state for one in series} == {"rejected"}
+    assert all(one.reasons for one in series)
+    assert ran.ledger.exact
+    assert not [key for key in alone.store.keys("masks/") if key.endswith(".nrrd")]
+
+
+@pytest.mark.parametrize("folder", ["dcmqa-ct/S21610", "dicom2nifti-ct", "pydicom-odd", "highdicom-seg-sr"])
+def test_odd_and_tiny_series_never_get_a_mask_that_is_scored(alone: Place, shared_data: Path, folder: str) -> None:
+    ran = alone.run(shared_data / folder)
+
+    assert ran.ledger.exact
+    assert ran.ledger.pending == 0
+    assert not list(alone.store.keys("outcomes/classified/"))
+    records = [
+        read_record(alone.store, key, MaskRecord)
+        for key in alone.store.keys("masks/")
+        if key.endswith(".json") and not key.endswith(".spine.json")
+    ]
+    assert not [record for record in records if record.source == "automatic"]

@@ -165,3 +165,48 @@ def test_the_fractures_of_a_real_mask_are_found_and_no_others(shared_data: Path)
     assert "fewer than two usable neighbours" in found["T9"].warnings[0]
     by_level = dict(zip(found, grades, strict=True))
     assert [by_level[level].grade for level in ("T9", "T10", "L1")] == [2, 2, 3]
+
+
+def stored_otherwise(image: sitk.Image) -> sitk.Image:
+    return sitk.Flip(sitk.PermuteAxes(image, (2, 0, 1)), (True, False, True))
+
+
+def in_the_mirror(image: sitk.Image) -> sitk.Image:
+    """The patient's left where the right was: the first axis of this file goes to the left or right."""
+    turned = sitk.DICOMOrient(image, "LPS")
+    mirrored = sitk.GetImageFromArray(sitk.GetArrayFromImage(turned)[:, :, ::-1])
+    mirrored.CopyInformation(turned)
+    return mirrored
+
+
+def bent_over(image: sitk.Image) -> sitk.Image:
+    """The patient turned by nine degrees about the left-right axis, on a grid of 1 x 1 x 2 mm as the file's own."""
+    turned = sitk.DICOMOrient(image, "LPS")
+    middle = turned.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in turned.GetSize()])
+    rotation = sitk.Euler3DTransform(middle, float(np.deg2rad(9.0)), 0.0, 0.0)
+    return sitk.Resample(turned, turned, rotation, sitk.sitkNearestNeighbor, 0)
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("turned", [stored_otherwise, in_the_mirror, bent_over])
+def test_a_real_mask_that_is_turned_or_mirrored_has_the_same_heights_and_levels(shared_data: Path, turned) -> None:
+    image = sitk.ReadImage(str(shared_data / "verse004" / "sub-verse004_seg-vert_msk.nii.gz"), sitk.sitkUInt8)
+
+    def read(one: sitk.Image) -> dict[str, tuple[int | None, tuple[float, float, float]]]:
+        mask = reoriented(mask_from_sitk(one))
+        values = sorted((int(v) for v in np.unique(mask.voxels) if v in VERSE), key=lambda v: sort_key(VERSE[v]))
+        cut, kept = from_vertebrae(mask.voxels, values, spacing_zyx=mask.geometry.spacing_zyx)
+        chain = measured_chain(cut)
+        grades = graded([vertebra.chain_body() for vertebra in chain])
+        return {
+            VERSE[value]: (None if grade is None else grade.grade, heights([vertebra])[0])
+            for value, vertebra, grade in zip(kept, chain, grades, strict=True)
+        }
+
+    first, second = read(image), read(turned(image))
+
+    inner = [level for level in first if level not in ("T9", "L5")]  # the ends may leave a grid that was turned
+    assert set(second) == set(first)
+    for level in inner:
+        assert second[level][0] == first[level][0], level
+        assert second[level][1] == pytest.approx(first[level][1], abs=0.7), level
