@@ -121,7 +121,7 @@ bundle: $(VENV)/.test ## train the demonstration bundle again (phantoms; some ho
 	$(BIN)/fracture-sweep phantoms cohort build/bundle/cohort --patients 365 --kappa 0.85 --seed 7 --nifti
 	$(BIN)/fracture-sweep mask-cohort build/bundle/cohort/COHORT.csv --out build/bundle/automatic
 	$(BIN)/fracture-sweep train build/bundle/automatic/COHORT.csv --out build/bundle/run --training deploy/bundles/demo.toml \
-	  --name phantom-demonstration --bundle-version 5 --notes deploy/bundles/demo-notes.md
+	  --name phantom-demonstration --bundle-version 6 --notes deploy/bundles/demo-notes.md
 	rm -rf deploy/bundles/demo && cp -R build/bundle/run/bundle deploy/bundles/demo
 
 study: $(VENV)/.test ## in_sample, crossfit and frozen over five phantom cohorts (many hours, resumable)

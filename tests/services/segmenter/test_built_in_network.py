@@ -15,8 +15,11 @@ import pytest
 from services.dicom_ingest.masks_nifti import read_nifti_volume
 from services.segmenter.network import SpineNetwork
 from services.segmenter.segmentation import NotSegmentable, Segmented, label_of, segment
-from services.segmenter.settings import BUILT_IN_NETWORK
+from services.segmenter.service import built_in_of
+from services.segmenter.settings import BUILT_IN_NETWORK, SegmenterSettings
+from services.settings import DEMO_BUNDLE
 from services.trainer.phantoms.whole_spine import WholeSpine, render_spine, spine_patient
+from shared.fracture.bundle import load_bundle
 from shared.fracture.crop import reoriented
 from shared.fracture.levels import TOTALSEG, VERSE
 from shared.fracture.spine.findings import findings_of
@@ -64,6 +67,12 @@ def test_it_is_small_and_is_the_file_that_its_card_names() -> None:
     assert (BUILT_IN_NETWORK / NETWORK_FILE).stat().st_size == len(onnx)
     assert [one.split()[0] for one in card.trained_on.anatomies] == ["s0327", "s0328"]
     assert "Research use only" in (BUILT_IN_NETWORK / "MODEL_CARD.md").read_text()
+
+
+def test_the_demonstration_bundle_knows_its_masks() -> None:
+    source = built_in_of(SegmenterSettings()).note.source
+
+    assert source in load_bundle(DEMO_BUNDLE).manifest.mask_sources
 
 
 # real CT ------------------------------------------------------------------------------------------------------------
