@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from services.trainer.cohort_table import CohortTable, Repeat, Repeated
 from services.trainer.results import FlowStep
 from shared.fracture import keys
 from shared.fracture.csv_rows import RowFault
+from shared.fracture.faults import group_of
 from shared.fracture.features import FeatureVector
 from shared.fracture.messages import (
     CaseReady,
@@ -258,12 +258,6 @@ GUARDS: Final = "vertebrae that the guards let pass"
 FEATURES: Final = "hand-crafted features"
 PICTURES: Final = "pictures for the network"
 STEPS: Final = (READ, GUARDS, FEATURES, PICTURES)
-_NUMBER: Final = re.compile(r"(?<![A-Za-z0-9.])[0-9]+(\.[0-9]+)?")
-
-
-def group_of(reason: str) -> str:
-    """A reason without its numbers, so that equal reasons can be counted."""
-    return _NUMBER.sub("…", reason)
 
 
 def _flow(rows: Sequence[CohortRow], cases: Mapping[int, _Case | LeftOut]) -> tuple[FlowStep, ...]:

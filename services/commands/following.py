@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from services.commands.chosen import OutOption, chosen, embedded_settings, store_of
 from services.commands.terminal import EXIT_LOOK, EXIT_STOPPED, err_console, out_console
+from shared.fracture.faults import group_of
 from shared.fracture.ids import short
 from shared.fracture.ledger import Ledger
 from shared.pipeline.errors import FractureSweepError
@@ -223,7 +225,10 @@ def _print_ledger(ledger: Ledger) -> None:
         table.add_section()
         table.add_row(name, "found", str(tally.found), "")
         for state, count in tally.by_state.items():
-            why = "; ".join(f"{number} × {reason}" for reason, number in tally.reasons.get(state, {}).items())
+            alike: Counter[str] = Counter()  # two bodies hardly ever have lost the same height
+            for reason, number in tally.reasons.get(state, {}).items():
+                alike[group_of(reason)] += number
+            why = "; ".join(f"{number} × {reason}" for reason, number in alike.most_common())
             if count or state in ("pending", "reported", "planned"):
                 table.add_row("", state, str(count), why)
     out_console.print(table)
@@ -232,8 +237,9 @@ def _print_ledger(ledger: Ledger) -> None:
 
 
 def _print_worklist(worklist: dict[str, Any]) -> None:
-    bases = sorted({row["fracture_basis"] for row in worklist["rows"]})
-    table = Table(title="worklist (acute first)", caption="; ".join(bases) or None)
+    bases = Counter(row["fracture_basis"].partition(":")[0].partition(";")[0] for row in worklist["rows"])
+    caption = "; ".join(f"{count} × {basis}" for basis, count in sorted(bases.items()))
+    table = Table(title="worklist (acute first)", caption=caption or None)
     for column in ("study", "level", "decision", "acute", "HCR", "DTL", "nomogram"):
         right = column in ("acute", "HCR", "DTL", "nomogram")
         table.add_column(column, justify="right" if right else "left", no_wrap=True)

@@ -102,6 +102,7 @@ def automatic_spine(scan: Volume, masks: BuiltIn, *, limits: GateSettings) -> Se
         found.vertebrae,
         limits=limits,
         faults=_faults(scan, found.labels, [label_of(level) for level in named.levels], found.vertebrae),
+        gaps=named.gaps,
     )
     return SeriesSpine(
         findings=findings,
@@ -147,7 +148,8 @@ def plugged_spine(scan: Volume, masks: Plugged, *, limits: GateSettings) -> Seri
     on_scan[turned.voxels == 0] = 0
     made = Mask(voxels=np.ascontiguousarray(as_stored(on_scan, labels.geometry)), geometry=labels.geometry)
     of_levels = [label_of(level) for level in named.levels]
-    findings = findings_of(named.levels, chain, limits=limits, faults=_faults(scan, made, of_levels, chain))
+    faults = _faults(scan, made, of_levels, chain)
+    findings = findings_of(named.levels, chain, limits=limits, faults=faults, gaps=named.gaps)
     return SeriesSpine(
         findings=findings,
         levels=_levels(named.levels, made),

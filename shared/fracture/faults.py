@@ -1,8 +1,18 @@
-"""What is wrong with a file that a person wrote, in one line."""
+"""Faults and reasons in one line, for people."""
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from pydantic import ValidationError
+
+_NUMBER: Final = re.compile(r"(?<![A-Za-z0-9.])[0-9]+(\.[0-9]+)?")
+
+
+def group_of(reason: str) -> str:
+    """A reason without its numbers, so that equal reasons can be counted."""
+    return _NUMBER.sub("…", reason)
 
 
 def faults_of(error: ValidationError, *, whole: str) -> str:

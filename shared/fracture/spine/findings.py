@@ -19,10 +19,12 @@ def findings_of(
     *,
     limits: GateSettings,
     faults: Sequence[str] = (),
+    gaps: Sequence[str] = (),
 ) -> tuple[Finding, ...]:
     """The findings of a measured chain, from head to foot.
 
     `faults`: why a body is not to be judged ("" where it is), beside those that its place in the scan gives.
+    `gaps`: what says that bodies are missing, fragments, or two in one; then none is called fractured.
     """
     known = list(faults) or [""] * len(chain)
     bodies = [
@@ -31,7 +33,7 @@ def findings_of(
     ]
     grades = graded(bodies)
     return tuple(
-        _finding(level, vertebra, body, grade, levels=levels, limits=limits)
+        _finding(level, vertebra, body, grade, levels=levels, limits=limits, doubt=gaps[0] if gaps else "")
         for level, vertebra, body, grade in zip(levels, chain, bodies, grades, strict=True)
     )
 
@@ -44,8 +46,9 @@ def _finding(
     *,
     levels: Sequence[str],
     limits: GateSettings,
+    doubt: str,
 ) -> Finding:
-    verdict = judge(body, grade, settings=limits)
+    verdict = judge(body, grade, settings=limits, doubt=doubt)
     centre = np.asarray(vertebra.frame.centre_zyx, dtype=float)
     return Finding(
         level=level,

@@ -182,8 +182,8 @@ def _shape(loss: Loss) -> Shape:
     return "biconcave" if loss.biconcave > loss.wedge else "wedge"
 
 
-def judge(body: ChainBody, grade: Graded | None, *, settings: GateSettings) -> Judged:
-    """What the gate says of a body."""
+def judge(body: ChainBody, grade: Graded | None, *, settings: GateSettings, doubt: str = "") -> Judged:
+    """What the gate says of a body. `doubt`: why bodies may not be what they seem; then none is fractured."""
     if body.fault:
         return Judged(decision="not-evaluable", reason=body.fault)
     if body.step_mm > settings.max_step_mm + settings.step_tolerance_mm:
@@ -211,6 +211,9 @@ def judge(body: ChainBody, grade: Graded | None, *, settings: GateSettings) -> J
     )
     lost = grade.loss.value
     words = f"height loss {max(lost, 0):.0%} ({max(grade.low, 0):.0%} to {max(grade.high, 0):.0%})"
+    if lost >= fractured and doubt:
+        reason = f"{words}, at or above {fractured:.0%}, but {doubt}; a person has to look"
+        return Judged(decision="review", reason=reason, warnings=tuple(warnings))
     if lost >= fractured:
         return Judged(decision="fractured", reason=f"{words}, at or above {fractured:.0%}", warnings=tuple(warnings))
     if lost >= review:

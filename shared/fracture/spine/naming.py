@@ -62,6 +62,8 @@ class Named:
     """Why levels are uncertain, in sentences; none where they are named."""
     warnings: tuple[str, ...] = ()
     """What speaks against the names that were given, in sentences."""
+    gaps: tuple[str, ...] = ()
+    """Those of the doubts that say that a body may be missing, a fragment, or two in one: then no height is trusted."""
     above: int = 0
     """How many bodies at the head's end lie above T1; `levels` does not hold them."""
 
@@ -76,7 +78,8 @@ def named(bodies: Sequence[SeenBody], *, sacrum: Sacrum | None) -> Named:
     count = len(bodies)
     by_sacrum = 0 if sacrum is not None and _is_one(sacrum) else None
     by_ribs = _lowest_by_ribs(bodies)
-    doubts, warnings = _gaps(bodies), []
+    gaps = _gaps(bodies)
+    doubts, warnings = list(gaps), []
     lowest = by_sacrum if by_sacrum is not None else by_ribs
     if by_sacrum is not None and by_ribs is not None and by_ribs > by_sacrum:
         doubts.append("ribs begin below T12 as it is counted from the sacrum: transitional anatomy")
@@ -90,7 +93,7 @@ def named(bodies: Sequence[SeenBody], *, sacrum: Sacrum | None) -> Named:
     elif lowest < 0 or lowest + count > len(NAMES_FROM_BELOW) + MOST_CERVICAL:
         doubts.append(f"{count} bodies do not fit between C3 and L5")
     if doubts:
-        return Named(levels=from_below(count), levels_from="nothing", doubts=tuple(doubts))
+        return Named(levels=from_below(count), levels_from="nothing", doubts=tuple(doubts), gaps=tuple(gaps))
     assert lowest is not None  # noqa: S101 - without it there is a doubt
     found = NAMES_FROM_BELOW[lowest : lowest + count][::-1]
     above = count - len(found)
@@ -106,7 +109,8 @@ def checked(levels: Sequence[str], bodies: Sequence[SeenBody]) -> Named:
     They have to go down the spine one by one, without a gap, at distances of neighbours.
     """
     places = [_SPINE.index(level) if level in _SPINE else None for level in levels]
-    doubts = _gaps(bodies)
+    gaps = _gaps(bodies)
+    doubts = list(gaps)
     if any(place is None for place in places):
         doubts.append(f"no order is known of {', '.join(n for n, p in zip(levels, places, strict=True) if p is None)}")
     known = [place for place in places if place is not None]
@@ -117,7 +121,7 @@ def checked(levels: Sequence[str], bodies: Sequence[SeenBody]) -> Named:
             missing = ", ".join(_SPINE[upper + 1 : lower])
             doubts.append(f"between {_SPINE[upper]} and {_SPINE[lower]} no body is found ({missing})")
     if doubts:
-        return Named(levels=from_below(len(levels)), levels_from="nothing", doubts=tuple(doubts))
+        return Named(levels=from_below(len(levels)), levels_from="nothing", doubts=tuple(doubts), gaps=tuple(gaps))
     return Named(levels=tuple(levels), levels_from="mask")
 
 

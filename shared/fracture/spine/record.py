@@ -15,8 +15,8 @@ from shared.fracture.records import Record, Warned
 from shared.fracture.spine.gate import Decision, Gate, GateSettings, Shape
 from shared.fracture.spine.naming import LevelsFrom
 
-MEASURING_VERSION = 1
-"""Rises whenever the same mask would be measured or judged otherwise."""
+MEASURING_VERSION = 2
+"""Rises whenever the same scan or mask would be named, measured or judged otherwise."""
 
 
 class _Frozen(BaseModel):

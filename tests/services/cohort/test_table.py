@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.cohort.assembly import GUARDS, READ, Cohort, group_of
+from services.cohort.assembly import GUARDS, READ, Cohort
 from services.cohort.deep import deep_features
 from services.cohort.image_pass import ImagePass
 from services.cohort.protocols import extraction_of, extraction_of_bundle
@@ -22,6 +22,7 @@ from services.trainer.phantoms.training_cohort import PhantomCohort, write_train
 from services.trainer.settings import TrainingSettings
 from services.trainer.tiny_bundle import tiny_features, tiny_network
 from shared.fracture import keys
+from shared.fracture.faults import group_of
 from shared.fracture.features import FeatureVector
 from shared.fracture.ids import sha256_hex
 from shared.fracture.protocol import preset_box

@@ -166,3 +166,15 @@ def test_a_lower_level_may_be_a_little_higher_without_anybody_being_fractured() 
     chain = [body(h * 0.96, h * 0.9, h) for h in np.linspace(20, 29, 12)]
 
     assert decisions(chain) == ["not-fractured"] * 12
+
+
+def test_where_bodies_may_be_fragments_none_is_called_fractured() -> None:
+    broken = wedge(0.4)
+    (grade,) = graded([broken])
+
+    plain = judge(broken, grade, settings=SETTINGS)
+    doubted = judge(broken, grade, settings=SETTINGS, doubt="one may be a fragment")
+
+    assert plain.decision == "fractured"
+    assert doubted.decision == "review"
+    assert doubted.reason.endswith("but one may be a fragment; a person has to look")
