@@ -269,10 +269,9 @@ def draw_losses(data: FigureData, *, phantom: bool) -> Figure:
         axes.axhline(limit, color=LIMIT_COLOUR, linewidth=1, linestyle=(0, (4, 3)))
         for edge in (MUST_NOT_BE_CALLED, MUST_BE_CALLED):
             axes.axvline(edge, color=SOFT, linewidth=0.6, linestyle=(0, (1, 2)))
-        axes.set(title=f"{slice_mm:g} mm slices", xlim=(-0.02, 0.66), ylim=(-0.12, 0.75))
+        axes.set(title=f"{slice_mm:g} mm slices", xlabel="true height loss", xlim=(-0.02, 0.66), ylim=(-0.12, 0.75))
         light_grid(axes)
     panels[0].set_ylabel("height loss as measured")
-    figure.supxlabel("true height loss (synthetic)", fontsize=9.5)
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2, markerscale=2)
     return figure
