@@ -19,8 +19,8 @@ def compressed(anatomy: Anatomy, *compressions: Compression) -> np.ndarray:
     middle = np.array([body.frame.centre_zyx for body in anatomy.bodies]).mean(axis=0)
     pose = Pose(centre_zyx=middle, matrix=np.eye(3), elastic_mm=0.0)
     points = places(SHAPE, pose, compressions, np.random.default_rng(1))
-    body = taken(anatomy.tissue, points, SHAPE) == CODE["body"]
-    return np.where(body, taken(anatomy.vertebra, points, SHAPE), 0)
+    body = taken(anatomy.tissue, points, SHAPE, spacing_mm=anatomy.spacing_mm) == CODE["body"]
+    return np.where(body, taken(anatomy.vertebra, points, SHAPE, spacing_mm=anatomy.spacing_mm), 0)
 
 
 def chain(labels: np.ndarray, anatomy: Anatomy):
