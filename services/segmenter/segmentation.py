@@ -166,14 +166,16 @@ def _seen(
     found = []
     for number, vertebra in enumerate(chain):
         lower = chain[number + 1] if number + 1 < len(chain) else None
+        has_ribs, rib_ml = _ribs_at(vertebra, ribs, shown, spacing_mm=spacing)
         found.append(
             SeenBody(
                 pitch_mm=None
                 if lower is None
                 else float(np.linalg.norm(vertebra.frame.centre_zyx - lower.frame.centre_zyx)),
-                ribs=_ribs_at(vertebra, ribs, shown, spacing_mm=spacing),
+                ribs=has_ribs,
                 whole=not vertebra.cut_off,
                 volume_ml=vertebra.volume_ml,
+                rib_ml=rib_ml,
             )
         )
     return found
@@ -181,8 +183,8 @@ def _seen(
 
 def _ribs_at(
     vertebra: Vertebra, ribs: NDArray[np.float64], shown: NDArray[np.bool_], *, spacing_mm: float
-) -> bool | None:
-    """Whether ribs begin beside a body on both sides; None where that cannot be told."""
+) -> tuple[bool | None, float]:
+    """Whether ribs begin beside a body on both sides (None where that cannot be told), and how many mL of them."""
     half_width = 20.0 if vertebra.measured is None else vertebra.measured.heights.width_mm / 2
     height = 22.0 if vertebra.measured is None else vertebra.measured.heights.posterior
     local = vertebra.frame.local(ribs) if len(ribs) else np.zeros((0, 3))
@@ -193,10 +195,10 @@ def _ribs_at(
         here = near & (beside >= half_width + _RIB_SIDE_MM[0]) & (beside <= half_width + _RIB_SIDE_MM[1])
         amounts.append(float(here.sum()) * spacing_mm**3 / 1000)
     if min(amounts) >= _RIB_ML[1]:
-        return True
+        return True, sum(amounts)
     if max(amounts) <= _RIB_ML[0] and _both_sides_shown(vertebra.frame, half_width, shown, spacing_mm=spacing_mm):
-        return False
-    return None
+        return False, sum(amounts)
+    return None, sum(amounts)
 
 
 def _both_sides_shown(frame: BodyFrame, half_width: float, shown: NDArray[np.bool_], *, spacing_mm: float) -> bool:

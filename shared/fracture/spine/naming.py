@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal
 
+import numpy as np
+
 from shared.fracture.levels import ORDER
 
 LevelsFrom = Literal["mask", "sacrum", "ribs", "sacrum and ribs", "nothing"]
@@ -25,6 +27,9 @@ MIN_SACRUM_ML: Final = 8.0
 MAX_SACRUM_GAP_MM: Final = 20.0
 PITCH_RATIO: Final = (0.6, 1.67)
 """How the distance between two neighbouring centres may compare to the next one; a missed body doubles it."""
+LAST_RIB: Final = 0.75
+"""The twelfth pair is thinner and shorter: more than this share of what those above show is no last pair, but one below
+which another was overlooked."""
 VOLUME_RATIO: Final = 3.3
 """How many times the volume of a whole neighbour a body may have; a fragment taken for a body has less than a third."""
 _SPINE: Final[tuple[str, ...]] = tuple(level for level in ORDER if level not in ("T13", "L6"))
@@ -42,6 +47,8 @@ class SeenBody:
     whole: bool
     """Not cut off by the end of the scan."""
     volume_ml: float | None = None
+    rib_ml: float | None = None
+    """Of rib that is seen beside it, on both sides together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +91,9 @@ def named(bodies: Sequence[SeenBody], *, sacrum: Sacrum | None) -> Named:
     if by_sacrum is not None and by_ribs is not None and by_ribs > by_sacrum:
         doubts.append("ribs begin below T12 as it is counted from the sacrum: transitional anatomy")
     elif by_sacrum is not None and by_ribs is not None and by_ribs < by_sacrum:
-        warnings.append(
-            "no ribs are seen at T12 as it is counted from the sacrum: short ribs, or transitional anatomy (count the "
-            "lumbar vertebrae)"
+        doubts.append(
+            "the last ribs end above T12 as it is counted from the sacrum: a part of the sacrum taken for a body, "
+            "short ribs, or transitional anatomy (count the lumbar vertebrae)"
         )
     if lowest is None:
         doubts.append("the scan shows neither the sacrum nor which ribs are the last")
@@ -132,9 +139,9 @@ def _is_one(sacrum: Sacrum) -> bool:
 def _lowest_by_ribs(bodies: Sequence[SeenBody]) -> int | None:
     """Which of NAMES_FROM_BELOW the lowest body is by the last ribs; None where these cannot be told.
 
-    The last ribs are the last only when the next body is wholly seen, with both sides, and has none; and when what is
-    above them has ribs throughout (a rib that was overlooked in the middle could as well have been overlooked at the
-    end).
+    The last ribs are the last only when the next body is wholly seen, with both sides, and has none; when what is above
+    them has ribs throughout (a rib that was overlooked in the middle could as well have been overlooked at the end);
+    and when they are as small as a twelfth pair.
     """
     with_ribs = [n for n, body in enumerate(bodies) if body.ribs]
     if len(with_ribs) < 2:
@@ -146,9 +153,15 @@ def _lowest_by_ribs(bodies: Sequence[SeenBody]) -> int | None:
     if below[0].ribs is not False or not below[0].whole or any(body.ribs for body in below):
         return None
     seen_above = [body.ribs for body in bodies[: last + 1] if body.ribs is not None]
-    if not all(seen_above):
+    if not all(seen_above) or not _is_last_pair([bodies[n].rib_ml for n in with_ribs]):
         return None
     return _LAST_THORACIC - (len(bodies) - 1 - last)
+
+
+def _is_last_pair(rib_ml: Sequence[float | None]) -> bool:
+    """Whether the last of some pairs of ribs (from head to foot) is as small as a twelfth; yes where none is known."""
+    known = [amount for amount in rib_ml if amount is not None]
+    return len(known) < len(rib_ml) or known[-1] <= LAST_RIB * float(np.median(known[:-1]))
 
 
 def _gaps(bodies: Sequence[SeenBody]) -> list[str]:

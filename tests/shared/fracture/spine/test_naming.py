@@ -73,11 +73,23 @@ def test_ribs_below_t12_leave_the_levels_uncertain() -> None:
     assert "transitional" in found.doubts[0]
 
 
-def test_ribs_that_end_higher_are_a_warning() -> None:
+def test_ribs_that_end_higher_leave_the_levels_uncertain_too() -> None:
     found = named(bodies(8, ribs="yynnnnnn"), sacrum=SACRUM)
 
-    assert found.levels[-1] == "L5"
-    assert "no ribs are seen at T12" in found.warnings[0]
+    assert found.levels == from_below(8)
+    assert "a part of the sacrum taken for a body" in found.doubts[0]
+
+
+@pytest.mark.parametrize(("last", "levels_from"), [(0.9, "ribs"), (1.6, "nothing")])
+def test_ribs_as_large_as_those_above_are_not_the_last(last: float, levels_from: str) -> None:
+    seen = [
+        SeenBody(pitch_mm=None if n == 5 else 30.0, ribs=n < 3, whole=True, rib_ml=amount)
+        for n, amount in enumerate((1.8, 1.7, last, 0.0, 0.0, 0.0))
+    ]
+
+    assert named(seen, sacrum=None).levels_from == levels_from
+    both = named(seen, sacrum=SACRUM)
+    assert (both.levels_from == "nothing") == (levels_from == "ribs")  # only ribs that are the last can speak against
 
 
 @pytest.mark.parametrize("pitches", [(33, 33, 66, 33), (33, 33, 15, 33), (20, 34, 34, 34)])
