@@ -1,7 +1,7 @@
 """The segmenter's masks in the place of a cohort's given ones: to bridge a bundle to them, or to fit one on them.
 
-A given body and an automatic one are the same where the automatic one covers half of it; names do not matter, since a
-slab of five vertebrae shows nothing to count from. The automatic mask keeps the given level.
+Which automatic body is which given one is told by what covers it (services.trainer.segmentation.matching); the
+automatic mask keeps the given level.
 """
 
 from __future__ import annotations
@@ -18,27 +18,24 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from services.cohort.image_pass import read_image
 from services.cohort.rows import CohortImage, images_of, read_rows_with_files
-from services.dicom_ingest.folder import read_identified_series
-from services.dicom_ingest.pairs_source import PairsSource
 from services.dicom_ingest.settings import IngestSettings
-from services.segmenter.segmentation import NotSegmentable
-from services.segmenter.series_spine import BuiltIn, automatic_spine
+from services.segmenter.segmentation import NotSegmentable, segment
+from services.segmenter.series_spine import BuiltIn, network_in
 from services.segmenter.service import Network, built_in_of
 from services.segmenter.settings import SegmenterSettings
 from services.trainer.cohort_file import CohortRow
 from services.trainer.in_processes import run_all
+from services.trainer.segmentation.matching import matches
 from services.trainer.settings import TrainingSettings
 from services.trainer.training import Progress
 from shared.fracture.levels import VERSE
-from shared.fracture.spine.gate import GateSettings
-from shared.fracture.volume import Mask, mask_from_nrrd, to_sitk
+from shared.fracture.volume import Mask, to_sitk
 from shared.pipeline.errors import FractureSweepError
 
 MASKS: Final = "masks"
 COHORT: Final = "COHORT.csv"
-_OVERLAP: Final = 0.5
-"""An automatic body is a given one where it covers this share of it."""
 _VALUE: Final = {level: value for value, level in VERSE.items()}
 _COLUMNS: Final = (
     "image", "mask", "labels", "roi", "levels", "study", "patient", "age", "sex", "acute", "mask3", "mask_source",
@@ -129,13 +126,6 @@ def masks_of(
     progress: Progress,
 ) -> dict[int, AutomaticMask]:
     """By the line of each row whose body the segmenter found: its mask, below OUT/masks."""
-    done = 0
-
-    def told() -> None:
-        nonlocal done
-        done += 1
-        progress.step("images segmented", done, len(images))
-
     network = BuiltIn(folder=maker.network.folder, threads=1 if processes > 1 else maker.network.threads)
     (out / MASKS).mkdir(parents=True, exist_ok=True)
     jobs = [
@@ -150,7 +140,9 @@ def masks_of(
         for image in images
     ]
     found: dict[int, AutomaticMask] = {}
-    for of_image in run_all(jobs, processes=processes, told=told):
+    for of_image in run_all(
+        jobs, processes=processes, told=lambda done: progress.step("images segmented", done, len(images))
+    ):
         found.update(of_image)
     return found
 
@@ -159,59 +151,33 @@ def _masked(
     image: CohortImage, *, base: Path, path: Path, network: BuiltIn, ingest: IngestSettings
 ) -> dict[int, AutomaticMask]:
     """The segmenter's mask of an image, each given body's level written over the automatic body that covers it."""
-    source = PairsSource(
-        [image.pair], read_folder=partial(read_identified_series, settings=ingest), base=base, limits=ingest
-    )
-    series = next(iter(next(iter(source.studies())).series))
+    _, series = read_image(image, base=base, limits=ingest)
     if series.volume is None or series.mask is None:
         return {}
-    if path.exists():
-        labels = None
-        made = np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkUInt8)))
-    else:
-        try:
-            found = automatic_spine(series.volume, network, limits=GateSettings())
-        except NotSegmentable:
-            return {}
-        labels = np.asarray(mask_from_nrrd(found.labels).voxels, dtype=np.uint8)
-        made = np.zeros_like(labels)
     given = _bodies(series.mask.labels, series.mask.body)
-    matched: dict[int, tuple[int, float]] = {}
+    bodies = {row.line: given == series.mask.levels[row.level] for row in image.rows if row.level in series.mask.levels}
+    if path.exists():
+        found = matches(bodies, sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkUInt8)))
+        return {line: AutomaticMask(path=path, dice=match.dice) for line, match in found.items() if not match.merged}
+    try:
+        labels = segment(series.volume, network_in(network.folder, network.threads)).labels.voxels
+    except NotSegmentable:
+        return {}
+    found = {line: match for line, match in matches(bodies, labels).items() if not match.merged}
+    made = np.zeros_like(labels)
     for row in image.rows:
-        value = series.mask.levels.get(row.level)
-        covering = None if value is None else _covering(given == value, made if labels is None else labels)
-        if covering is not None:
-            matched[row.line] = covering
-    values = [value for value, _ in matched.values()]
-    alone = {line: one for line, one in matched.items() if values.count(one[0]) == 1}
-    if labels is not None:
-        for row in image.rows:
-            if row.line in alone:
-                made[labels == alone[row.line][0]] = _VALUE[row.level]
-        aside = path.with_name(f".{path.name}")
-        grid = Mask(voxels=made, geometry=series.volume.geometry)
-        sitk.WriteImage(to_sitk(grid), str(aside), useCompression=True)
-        aside.replace(path)
-    return {line: AutomaticMask(path=path, dice=dice) for line, (_, dice) in alone.items()}
+        if row.line in found:
+            made[labels == found[row.line].label] = _VALUE[row.level]
+    aside = path.with_name(f".{path.name}")
+    sitk.WriteImage(to_sitk(Mask(voxels=made, geometry=series.volume.geometry)), str(aside), useCompression=True)
+    aside.replace(path)
+    return {line: AutomaticMask(path=path, dice=match.dice) for line, match in found.items()}
 
 
 def _bodies(labels: Mask, body: Mask | None) -> NDArray[np.uint8]:
     """A label map cut down to bodies, where a mask of them came along."""
     inside = labels.voxels if body is None else np.where(body.voxels != 0, labels.voxels, 0)
     return inside.astype(np.uint8)
-
-
-def _covering(given: NDArray[np.bool_], labels: NDArray[np.uint8]) -> tuple[int, float] | None:
-    """The label that covers a given body, and their Dice."""
-    inside = labels[given]
-    if not len(inside):
-        return None
-    counts = np.bincount(inside, minlength=1)
-    counts[0] = 0
-    value = int(counts.argmax())
-    if counts[value] < _OVERLAP * len(inside):
-        return None
-    return value, float(2 * counts[value] / (len(inside) + int((labels == value).sum())))
 
 
 def write_cohort(

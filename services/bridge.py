@@ -13,6 +13,7 @@ OUT/bundle                      the bundle with the new source, where it is admi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -23,12 +24,9 @@ from pydantic import BaseModel, ConfigDict
 
 from services.automatic_masks import masks_of, write_cohort
 from services.cohort.assembly import Cohort
-from services.cohort.deep import deep_features
-from services.cohort.protocols import extraction_of_bundle
 from services.cohort.rows import images_of, read_rows_with_files
-from services.cohort.table import cohort_table
-from services.segmenter.service import built_in_of
-from services.segmenter.settings import SegmenterSettings
+from services.segmenter.service import Network, built_in_of
+from services.trainer.bundle_writer import selected_columns
 from services.trainer.cohort_table import CohortTable
 from services.trainer.evaluation import probabilities
 from services.trainer.results import LABELS, ModelName
@@ -36,7 +34,7 @@ from services.trainer.settings import TrainingSettings
 from services.trainer.statistics.auc import auc_if_any
 from services.trainer.statistics.icc import icc_agreement
 from services.trainer.training import Progress
-from services.training import Place, is_phantom
+from services.training import Place, is_phantom, read_cohort
 from shared.fracture.bundle import Bundle, load_bundle
 from shared.fracture.bundle_files import write_folder
 from shared.fracture.bundle_notes import admitted
@@ -133,16 +131,17 @@ def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def bridge_bundle(
-    bundle: Bundle, cohort: Path, *, version: str, segmenter: SegmenterSettings, place: Place, progress: Progress
-) -> Bridge:
-    """Study the bridge; OUT/bundle is written where the masks are admitted. FractureSweepError, CohortError."""
+def bridge_bundle(bundle: Bundle, cohort: Path, *, version: str, place: Place, progress: Progress) -> Bridge:
+    """Study the bridge to the masks of the place's segmenter; OUT/bundle is written where they are admitted.
+
+    FractureSweepError, CohortError.
+    """
     if version == bundle.manifest.version:
         raise FractureSweepError(f"version {version} is the bundle's own: name another for the bridged one")
-    source = built_in_of(segmenter).note.source
-    if source in bundle.manifest.mask_sources:
-        raise FractureSweepError(f"the bundle knows masks of {source} already: there is nothing to bridge")
-    found = study_bridge(bundle, cohort, segmenter=segmenter, place=place, progress=progress)
+    maker = built_in_of(place.app.segmenter)
+    if maker.note.source in bundle.manifest.mask_sources:
+        raise FractureSweepError(f"the bundle knows masks of {maker.note.source} already: there is nothing to bridge")
+    found = _studied(bundle, cohort, maker=maker, place=place, progress=progress)
     (place.out / REPORT).write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if found.admitted:
         files = admitted(bundle, found.source, found.words, version=version)
@@ -150,22 +149,23 @@ def bridge_bundle(
     return found
 
 
-def study_bridge(
-    bundle: Bundle, cohort: Path, *, segmenter: SegmenterSettings, place: Place, progress: Progress
-) -> Bridge:
-    """The same without a new bundle."""
-    settings = TrainingSettings.of(bundle.manifest.preset, {"roi": bundle.manifest.crop.roi})
-    if bundle.manifest.crop.roi != "body":
+def _studied(bundle: Bundle, cohort: Path, *, maker: Network, place: Place, progress: Progress) -> Bridge:
+    roi = bundle.manifest.crop.roi
+    if roi != "body":
         raise FractureSweepError("the segmenter makes masks of bodies; the bundle was fitted on whole vertebrae")
-    maker = built_in_of(segmenter)
-    source = maker.note.source
+    settings = TrainingSettings.of(bundle.manifest.preset, {"roi": roi})
     place.out.mkdir(parents=True, exist_ok=True)
-    rows, judge = read_rows_with_files(
-        cohort, settings=settings, roi=bundle.manifest.crop.roi, fitting=False, progress=progress.step
-    )
+    rows, judge = read_rows_with_files(cohort, settings=settings, roi=roi, fitting=False, progress=progress.step)
     images = list(images_of(rows, judge, columns=("mask",)))
-    made = masks_of(images, base=cohort.parent, out=place.out, maker=maker, ingest=place.app.dicom_ingest,
-                    processes=place.processes, progress=progress)  # fmt: skip
+    made = masks_of(
+        images,
+        base=cohort.parent,
+        out=place.out,
+        maker=maker,
+        ingest=place.app.dicom_ingest,
+        processes=place.processes,
+        progress=progress,
+    )
     if len(made) < LEAST_CASES:
         raise FractureSweepError(
             f"a bridge study needs {LEAST_CASES} vertebrae under both masks; of {len(rows)} rows the segmenter found "
@@ -173,39 +173,27 @@ def study_bridge(
         )
     table_rows = [row for row in rows if row.line in made]
     automatic = place.out / COHORT
-    write_cohort(automatic, table_rows, images=images, made=made, source=source, repeated=())
-    read = partial(_read, bundle, settings=settings, place=place, progress=progress)
-    first, second = read(cohort), read(automatic)
+    write_cohort(automatic, table_rows, images=images, made=made, source=maker.note.source, repeated=())
+    first, first_dtl = _read(bundle, cohort, place=place, progress=progress)
+    second, second_dtl = _read(bundle, automatic, place=place, progress=progress)
     mine = _kept([row.line for row in rows], first)
     theirs = _kept([row.line for row in table_rows], second, first_line=2)
     both = [line for line in mine if line in theirs]
-    one = _features(bundle, first, place, progress), [mine.index(line) for line in both]
-    two = _features(bundle, second, place, progress), [theirs.index(line) for line in both]
     dice = [made[line].dice for line in both]
     return _compared(
         bundle,
-        (first.table, *one),
-        (second.table, *two),
+        (first.table, first_dtl, [mine.index(line) for line in both]),
+        (second.table, second_dtl, [theirs.index(line) for line in both]),
         phantom=is_phantom(first.table.site),
-        source=source,
+        source=maker.note.source,
         rows=len(rows),
         not_found=len(rows) - len(made),
         mean_dice=round(float(np.mean(dice)), 4) if dice else 0.0,
     )
 
 
-def _read(bundle: Bundle, csv_file: Path, *, settings: TrainingSettings, place: Place, progress: Progress) -> Cohort:
-    return cohort_table(
-        csv_file,
-        settings,
-        app=place.app,
-        pseudonyms=place.pseudonyms,
-        store=place.store,
-        out=place.work_folder / csv_file.stem,
-        extraction=extraction_of_bundle(bundle),
-        fitting=False,
-        progress=progress.step,
-    )
+def _read(bundle: Bundle, csv: Path, *, place: Place, progress: Progress) -> tuple[Cohort, NDArray[np.float64]]:
+    return read_cohort(bundle, csv, place=replace(place, work=place.work_folder / csv.stem), progress=progress)
 
 
 def _kept(lines: Sequence[int], cohort: Cohort, *, first_line: int | None = None) -> list[int]:
@@ -213,17 +201,6 @@ def _kept(lines: Sequence[int], cohort: Cohort, *, first_line: int | None = None
     out = {one.line for one in cohort.left_out if one.column == "mask"}
     here = lines if first_line is None else range(first_line, first_line + len(lines))
     return [line for line, there in zip(lines, here, strict=True) if there not in out]
-
-
-def _features(bundle: Bundle, cohort: Cohort, place: Place, progress: Progress) -> NDArray[np.float64]:
-    return deep_features(
-        place.store,
-        cohort.ready,
-        network=bundle.network_bytes(),
-        protocol=bundle.manifest.dtl,
-        app=place.app,
-        progress=progress.step,
-    )
 
 
 def _compared(
@@ -237,7 +214,10 @@ def _compared(
     not_found: int,
     mean_dice: float,
 ) -> Bridge:
-    readings = [_columns(bundle, table, dtl)[places] for table, dtl, places in (given, automatic)]
+    readings = []
+    for table, dtl, places in (given, automatic):
+        columns = selected_columns(bundle.models, hcr_names=table.hcr_names, hcr=table.hcr, dtl=dtl)
+        readings.append(np.stack(list(columns.values()), axis=1)[places])
     icc = icc_agreement(np.stack(readings, axis=1))
     running = bundle.running()
     one, two = (
@@ -277,20 +257,4 @@ def _compared(
             for n, name in enumerate(bundle.models.selected)
         ),
         models=tuple(models),
-    )
-
-
-def _columns(bundle: Bundle, table: CohortTable, dtl: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The features that some model reads (cases, features), in the order of `Models.selected`."""
-    place = {name: n for n, name in enumerate(table.hcr_names)}
-    components = [bundle.models.pca.apply(row) for row in dtl]
-    return np.array(
-        [
-            [
-                table.hcr[n, place[name]] if name in place else float(components[n][name])
-                for name in bundle.models.selected
-            ]
-            for n in range(len(table))
-        ],
-        dtype=np.float64,
     )

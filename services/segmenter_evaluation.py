@@ -17,8 +17,8 @@ from typing import Final
 import SimpleITK as sitk
 from pydantic import BaseModel, ConfigDict
 
-from services.segmenter.segmentation import NotSegmentable
-from services.segmenter.series_spine import BuiltIn, automatic_spine, network_in
+from services.segmenter.segmentation import NotSegmentable, label_of
+from services.segmenter.series_spine import BuiltIn, network_in, segmented
 from services.trainer.figures.catalogue import write_figures
 from services.trainer.figures.run_figure import RunFigure
 from services.trainer.segmentation.anatomy import Anatomy, anatomy_of_vertebrae
@@ -35,7 +35,7 @@ from services.trainer.segmentation.judging import (
 from services.trainer.segmentation.known_loss import GRID_MM, SLICES_MM, KnownScan, scans_of_anatomy, scans_of_phantom
 from shared.fracture.levels import VERSE
 from shared.fracture.spine.gate import GateSettings
-from shared.fracture.volume import mask_from_nrrd, mask_from_sitk
+from shared.fracture.volume import mask_from_sitk
 from shared.pipeline.errors import FractureSweepError
 
 SUMMARY: Final = "summary.json"
@@ -121,11 +121,12 @@ def _judged(scans: Iterator[KnownScan], *, network: BuiltIn, limits: GateSetting
         heights = heights or true_heights(scan)
         judge = partial(judged_bodies, scan, true_heights=heights)
         try:
-            found = automatic_spine(scan.volume, network, limits=limits)
+            found, findings = segmented(scan.volume, network, limits=limits)
         except NotSegmentable:
             rows += judge(labels=None, findings=(), values={})
             continue
-        rows += judge(labels=mask_from_nrrd(found.labels), findings=found.findings, values=found.levels)
+        values = {level: label_of(level) for level in found.named.levels}
+        rows += judge(labels=found.labels, findings=findings, values=values)
     return rows
 
 

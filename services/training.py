@@ -172,19 +172,7 @@ def evaluate_cohort(bundle: Bundle, csv: Path, *, place: Place, progress: Progre
 
 def judge_cohort(bundle: Bundle, csv: Path, *, place: Place, progress: Progress) -> Evaluation:
     """The same without tables and report."""
-    settings = TrainingSettings.of(bundle.manifest.preset, {"roi": bundle.manifest.crop.roi})
-    cohort = cohort_table(
-        csv,
-        settings,
-        app=place.app,
-        pseudonyms=place.pseudonyms,
-        store=place.store,
-        out=place.work_folder,
-        extraction=extraction_of_bundle(bundle),
-        fitting=False,
-        progress=progress.step,
-    )
-    dtl = _deep(bundle.network_bytes(), bundle.manifest.dtl, cohort=cohort, place=place, progress=progress)
+    cohort, dtl = read_cohort(bundle, csv, place=place, progress=progress)
     return evaluation(
         bundle.running(),
         cohort.table,
@@ -194,6 +182,22 @@ def judge_cohort(bundle: Bundle, csv: Path, *, place: Place, progress: Progress)
         sha256=cohort.fingerprint,
         warnings=cohort.warnings,
     )
+
+
+def read_cohort(bundle: Bundle, csv: Path, *, place: Place, progress: Progress) -> tuple[Cohort, NDArray[np.float64]]:
+    """A cohort under a bundle's protocols: its rows with their hand-crafted features, and the network's (rows, n)."""
+    cohort = cohort_table(
+        csv,
+        TrainingSettings.of(bundle.manifest.preset, {"roi": bundle.manifest.crop.roi}),
+        app=place.app,
+        pseudonyms=place.pseudonyms,
+        store=place.store,
+        out=place.work_folder,
+        extraction=extraction_of_bundle(bundle),
+        fitting=False,
+        progress=progress.step,
+    )
+    return cohort, _deep(bundle.network_bytes(), bundle.manifest.dtl, cohort=cohort, place=place, progress=progress)
 
 
 def _sections(drawn: Sequence[Table]) -> list[tuple[str, str]]:

@@ -26,10 +26,12 @@ from services.cohort.rows import (
     Progress,
 )
 from services.composition import teller
+from services.dicom_ingest.collected import CollectedSeries, PatientIdentity
 from services.dicom_ingest.folder import read_identified_series
 from services.dicom_ingest.intake import Intake
 from services.dicom_ingest.pairs_source import PairsSource
 from services.dicom_ingest.pressure import Gate, PatientStore
+from services.dicom_ingest.settings import IngestSettings
 from services.settings import Settings
 from shared.fracture import ids, keys
 from shared.fracture.ids import Pseudonyms, digest
@@ -89,6 +91,15 @@ class Indexed(BaseModel):
     image_hash: str
     mask_hash: str | None
     accession: str
+
+
+def read_image(image: CohortImage, *, base: Path, limits: IngestSettings) -> tuple[PatientIdentity, CollectedSeries]:
+    """The series of one image of a cohort, with its masks, and whose it is. `base`: what the paths are shown from."""
+    source = PairsSource(
+        [image.pair], read_folder=partial(read_identified_series, settings=limits), base=base, limits=limits
+    )
+    study = next(iter(source.studies()))
+    return study.identity, next(iter(study.series))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,15 +224,10 @@ class ImagePass:
         wanted: dict[tuple[str, str], set[str]],
     ) -> tuple[Indexed | tuple[str, ...], Fact | None]:
         """Read and store one image; the fact that tells of it."""
-        limits = self.app.dicom_ingest
-        source = PairsSource(
-            [image.pair], read_folder=partial(read_identified_series, settings=limits), base=base, limits=limits
-        )
-        study = next(iter(source.studies()))
-        series = next(iter(study.series))
+        identity, series = read_image(image, base=base, limits=self.app.dicom_ingest)
         if series.volume is None or series.reasons:
             return series.reasons or ("no volume could be made of it",), None
-        stored = intake.store_series(study.identity, series)
+        stored = intake.store_series(identity, series)
         if stored.fault:
             return (stored.fault,), None
         if stored.line.rejected:
@@ -231,7 +237,7 @@ class ImagePass:
         manifest = read_record(
             self.store, keys.manifest(stored.line.series_id, stored.line.manifest_id), SeriesManifest
         )
-        accession = study.identity.accession_number
+        accession = identity.accession_number
         known = Indexed(
             study_id=stored.study_id,
             series_id=manifest.series_id,

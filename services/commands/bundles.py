@@ -150,7 +150,6 @@ def bridge(
 
     Where every feature of its models agrees (ICC(2,1) of .8 and more over 30 vertebrae), OUT/bundle knows them.
     """
-    from services.commands.chosen import chosen
     from services.commands.terminal import bars, out_console
     from services.commands.training import EXTRA, Steps, place_for
     from shared.fracture.bundle import load_bundle
@@ -164,7 +163,6 @@ def bridge(
             load_bundle(path),
             cohort,
             version=bundle_version,
-            segmenter=chosen.settings.segmenter,
             place=place_for(out=out, processes=processes),
             progress=Steps(progress),
         )

@@ -234,7 +234,7 @@ def _replay_embedded(store: Any, out: Path, replay_due: Callable[[Broker], None]
         chosen.overrides["report_generator.named_reports"] = "true"
         chosen.forget()
     settings = embedded_settings()
-    log_at("WARNING" if settings.log.level == "INFO" else settings.log.level)
+    log_at(settings.log.level)
     with pipeline(settings=settings, store=store, bundle=bundle_of(settings)) as running:
         replay_due(running.broker)
         running.wait_until_idle()

@@ -18,6 +18,7 @@ from services.commands.terminal import EXIT_LOOK, EXIT_STOPPED, err_console, out
 from shared.fracture.faults import group_of
 from shared.fracture.ids import short
 from shared.fracture.ledger import Ledger
+from shared.fracture.records import basis_alone
 from shared.pipeline.errors import FractureSweepError
 
 WORKLIST_SECONDS: Final = 120.0
@@ -237,7 +238,7 @@ def _print_ledger(ledger: Ledger) -> None:
 
 
 def _print_worklist(worklist: dict[str, Any]) -> None:
-    bases = Counter(row["fracture_basis"].partition(":")[0].partition(";")[0] for row in worklist["rows"])
+    bases = Counter(basis_alone(row["fracture_basis"]) for row in worklist["rows"])
     caption = "; ".join(f"{count} × {basis}" for basis, count in sorted(bases.items()))
     table = Table(title="worklist (acute first)", caption=caption or None)
     for column in ("study", "level", "decision", "acute", "HCR", "DTL", "nomogram"):

@@ -41,7 +41,7 @@ def run(
     if named:
         chosen.overrides["report_generator.named_reports"] = "true"
     settings = embedded_settings()
-    log_at("WARNING" if settings.log.level == "INFO" else settings.log.level)
+    log_at(settings.log.level)
     bundle = bundle_of(settings)
     pseudonyms = pseudonyms_of(settings)
     store = restricted(FolderStore(out / "store"), settings)

@@ -15,6 +15,7 @@ from services.commands.training import EXTRA, Steps
 from shared.pipeline.errors import FractureSweepError
 
 if TYPE_CHECKING:
+    from services.segmenter.settings import SegmenterSettings
     from services.trainer.segmentation.judging import Share
 
 
@@ -29,8 +30,8 @@ def segment(
     from services.segmentation_by_hand import segment_image
 
     settings = chosen.settings
-    log_at("WARNING" if settings.log.level == "INFO" else settings.log.level)
-    asked = settings.segmenter if network is None else settings.segmenter.model_copy(update={"network": network})
+    log_at(settings.log.level)
+    asked = _with_network(settings.segmenter, network)
     found = segment_image(image, out, ingest=settings.dicom_ingest, settings=asked)
     table = Table("level", "anterior", "middle", "posterior", "height loss", "Genant", "gate")
     for one in found.vertebrae.findings:
@@ -101,14 +102,14 @@ def evaluate_segmenter(
 ) -> None:
     """Judge network and gate on synthetic scans of known height loss: how many are found, how well heights are read."""
     settings = chosen.settings
-    log_at("WARNING" if settings.log.level == "INFO" else settings.log.level)
+    log_at(settings.log.level)
     try:
         from services.segmenter.service import built_in_of
         from services.segmenter_evaluation import Asked
         from services.segmenter_evaluation import evaluate_segmenter as judged
     except ModuleNotFoundError as error:
         raise FractureSweepError(f"judging needs more than is installed ({error.name}): {EXTRA}") from None
-    asked = settings.segmenter if network is None else settings.segmenter.model_copy(update={"network": network})
+    asked = _with_network(settings.segmenter, network)
     built_in = built_in_of(asked).network
     with bars(time_left=True) as progress:
         found = judged(
@@ -142,7 +143,7 @@ def mask_cohort(
 ) -> None:
     """Put the segmenter's masks into a cohort in the place of the given ones, to fit a bundle on them."""
     settings = chosen.settings
-    log_at("WARNING" if settings.log.level == "INFO" else settings.log.level)
+    log_at(settings.log.level)
     try:
         from services import automatic_masks
     except ModuleNotFoundError as error:
@@ -162,6 +163,10 @@ def mask_cohort(
         f"masks; made by {found.source}",
         highlight=False,
     )
+
+
+def _with_network(settings: SegmenterSettings, network: Path | None) -> SegmenterSettings:
+    return settings if network is None else settings.model_copy(update={"network": network})
 
 
 def _share(share: Share) -> str:

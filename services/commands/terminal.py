@@ -71,7 +71,15 @@ def bars(*, of_bytes: bool = False, time_left: bool = False) -> Iterator[Progres
 
 
 def log_at(level: str) -> None:
-    """Log to standard error from this level on, readable where that is a terminal."""
+    """Log to standard error from this level on, readable where that is a terminal.
+
+    The services' INFO is too much beside what a command prints itself: it is taken as WARNING.
+    """
     from shared.pipeline.logs import configure
 
-    configure(level=level, stream=sys.stderr, service="fracture-sweep", pretty=sys.stderr.isatty())
+    configure(
+        level="WARNING" if level == "INFO" else level,
+        stream=sys.stderr,
+        service="fracture-sweep",
+        pretty=sys.stderr.isatty(),
+    )

@@ -179,7 +179,7 @@ def _place(training: Any, *, out: Path, store: Path | None, processes: int) -> P
     from shared.pipeline.folder_store import FolderStore
 
     app = embedded_settings()
-    log_at("WARNING" if app.log.level == "INFO" else app.log.level)
+    log_at(app.log.level)
     if store is not None and not (store / "store").is_dir():
         raise FractureSweepError(f"{store} holds no store: give the folder that `fracture-sweep run` wrote to")
     kept = restricted(FolderStore((store or out) / "store"), app)

@@ -22,6 +22,7 @@ from services.report_generator.worklist import Worklist
 from shared.fracture.bundle import ClassifierKind
 from shared.fracture.ids import short
 from shared.fracture.keys import SpineView
+from shared.fracture.records import basis_alone
 
 MINUS: Final = "\N{MINUS SIGN}"
 MASK_SOURCES: Final = {
@@ -135,7 +136,7 @@ def _templates() -> Environment:
         "percent": _percent,
         "fixed": _fixed,
         "signed": _signed,
-        "basis_alone": _basis_alone,
+        "basis_alone": basis_alone,
         "significant": _significant,
         "words": feature_in_words,
         "dicom_date": _dicom_date,
@@ -149,11 +150,6 @@ def _percent(value: float) -> str:
 
 def _fixed(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}"
-
-
-def _basis_alone(basis: str) -> str:
-    """On what a fracture rests, without what was measured: for where there is little room."""
-    return basis.split(";", 1)[0].split(":", 1)[0]
 
 
 def _signed(value: float) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.segmenter.network import SpineNetwork
-from services.segmenter.segmentation import NotSegmentable, label_of, segment
+from services.segmenter.segmentation import NotSegmentable, Segmented, label_of, segment
 from services.segmenter.spine_pictures import Shown, spine_pictures
 from shared.fracture.crop import as_stored, reoriented
 from shared.fracture.keys import SpineView
@@ -95,24 +95,24 @@ def compute_spine(volume: Path, masks: BuiltIn | Plugged | Given, *, limits: Gat
 
 def automatic_spine(scan: Volume, masks: BuiltIn, *, limits: GateSettings) -> SeriesSpine:
     """The spine of a volume, with masks that are made here. NotSegmentable."""
-    found = segment(scan, network_in(masks.folder, masks.threads))
-    named = found.named
-    findings = findings_of(
-        named.levels,
-        found.vertebrae,
-        limits=limits,
-        faults=_faults(scan, found.labels, [label_of(level) for level in named.levels], found.vertebrae),
-        gaps=named.gaps,
-    )
+    found, findings = segmented(scan, masks, limits=limits)
     return SeriesSpine(
         findings=findings,
         levels=_levels(found.named.levels, found.labels),
-        levels_from=named.levels_from,
-        doubts=named.doubts,
-        warnings=named.warnings,
+        levels_from=found.named.levels_from,
+        doubts=found.named.doubts,
+        warnings=found.named.warnings,
         pictures=_pictures(scan, found.labels, findings),
         labels=to_nrrd(found.labels),
     )
+
+
+def segmented(scan: Volume, masks: BuiltIn, *, limits: GateSettings) -> tuple[Segmented, tuple[Finding, ...]]:
+    """The bodies of a volume, and what heights and gate say of each. NotSegmentable."""
+    found = segment(scan, network_in(masks.folder, masks.threads))
+    named = found.named
+    faults = _faults(scan, found.labels, [label_of(level) for level in named.levels], found.vertebrae)
+    return found, findings_of(named.levels, found.vertebrae, limits=limits, faults=faults, gaps=named.gaps)
 
 
 @lru_cache(maxsize=2)

@@ -177,15 +177,21 @@ def golden_image(picture: NDArray[np.float32], features: NDArray[np.float64]) ->
     )
 
 
-def training_ranges(
+def selected_columns(
     models: Models, *, hcr_names: Sequence[str], hcr: NDArray[np.float64], dtl: NDArray[np.float64]
-) -> Distribution:
-    """The least and largest value of every selected feature over training rows hcr (n, features), dtl (n, features)."""
+) -> dict[str, NDArray[np.float64]]:
+    """Every feature that some model reads, over the rows of hcr (n, features) and dtl (n, features)."""
     columns = {name: hcr[:, place] for place, name in enumerate(hcr_names)}
     components = [models.pca.apply(row) for row in dtl]
     for name in models.pca.names:
         columns[name] = np.array([row[name] for row in components])
-    ranges = {
-        name: FeatureRange(low=float(columns[name].min()), high=float(columns[name].max())) for name in models.selected
-    }
+    return {name: columns[name] for name in models.selected}
+
+
+def training_ranges(
+    models: Models, *, hcr_names: Sequence[str], hcr: NDArray[np.float64], dtl: NDArray[np.float64]
+) -> Distribution:
+    """The least and largest value of every selected feature over training rows hcr (n, features), dtl (n, features)."""
+    columns = selected_columns(models, hcr_names=hcr_names, hcr=hcr, dtl=dtl)
+    ranges = {name: FeatureRange(low=float(column.min()), high=float(column.max())) for name, column in columns.items()}
     return Distribution(features=ranges)

@@ -10,8 +10,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def run_all(jobs: Sequence[Callable[[], T]], *, processes: int, told: Callable[[], None] = lambda: None) -> list[T]:
-    """Run every job; `told` after each. Their results in order. The first failure ends it; the rest is not begun.
+def run_all(
+    jobs: Sequence[Callable[[], T]], *, processes: int, told: Callable[[int], None] = lambda done: None
+) -> list[T]:
+    """Run every job; `told` after each how many are done. Results in order. The first failure ends it, the rest is not
+    begun.
 
     One process, or one job, runs here. Jobs have to be importable (`functools.partial` of a module's function).
     """
@@ -19,15 +22,15 @@ def run_all(jobs: Sequence[Callable[[], T]], *, processes: int, told: Callable[[
         found = []
         for job in jobs:
             found.append(job())
-            told()
+            told(len(found))
         return found
     # spawned: a fork would copy the threads that draw the progress bar
     with ProcessPoolExecutor(max_workers=min(processes, len(jobs)), mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(job) for job in jobs]
         try:
-            for future in as_completed(futures):
+            for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
-                told()
+                told(done)
             return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

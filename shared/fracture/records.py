@@ -185,6 +185,13 @@ class GuardRecord(BaseModel):
 
 GIVEN_BASIS: Final = "fracture given by the mask, not assessed"
 GATED_BASIS: Final = "fracture by height loss, seen by no reader"
+
+
+def basis_alone(basis: str) -> str:
+    """On what a fracture rests, without what was measured."""
+    return basis.split(";", 1)[0].split(":", 1)[0]
+
+
 """What it rests on that a vertebra is fractured at all: every probability holds only under it."""
 
 

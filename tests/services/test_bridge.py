@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from services import bridge
 from services.__main__ import app
-from services.automatic_masks import mask_cohort
+from services.automatic_masks import MaskedCohort, mask_cohort
 from services.bridge import Bridge, FeatureAgreement, bridge_bundle
+from services.dicom_ingest.settings import IngestSettings
 from services.segmenter.segmentation import label_of
 from services.segmenter.service import built_in_of
 from services.segmenter.settings import SegmenterSettings
@@ -80,6 +81,22 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def studied(bundle: Bundle, cohort: Path, folder: Path, network: Path, *, version: str) -> Bridge:
+    return bridge_bundle(bundle, cohort, version=version, place=place_in(folder, network), progress=Silent())
+
+
+def masked(cohort: Path, folder: Path, network: Path) -> MaskedCohort:
+    return mask_cohort(
+        cohort,
+        folder,
+        segmenter=SegmenterSettings(network=network, threads=1),
+        ingest=IngestSettings(),
+        repeated=2,
+        processes=1,
+        progress=Silent(),
+    )
+
+
 def place_in(folder: Path, network: Path) -> Place:
     store = FolderStore(folder / "store")
     return Place(
@@ -98,10 +115,7 @@ def bridged(
     cohort: Path, bundle: Bundle, network: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Bridge, Path]:
     folder = tmp_path_factory.mktemp("bridge")
-    settings = SegmenterSettings(network=network, threads=1)
-    found = bridge_bundle(
-        bundle, cohort, version="1", segmenter=settings, place=place_in(folder, network), progress=Silent()
-    )
+    found = studied(bundle, cohort, folder, network, version="1")
     return found, folder
 
 
@@ -138,14 +152,7 @@ def test_a_bundle_that_knows_the_masks_already_is_not_bridged_again(
     again = load_bundle(folder / "bundle")
 
     with pytest.raises(FractureSweepError, match="knows masks of built-in by-hu"):
-        bridge_bundle(
-            again,
-            cohort,
-            version="2",
-            segmenter=SegmenterSettings(network=network, threads=1),
-            place=place_in(folder, network),
-            progress=Silent(),
-        )
+        studied(again, cohort, folder, network, version="2")
 
 
 def test_a_feature_that_does_not_agree_keeps_the_masks_out(
@@ -155,14 +162,7 @@ def test_a_feature_that_does_not_agree_keeps_the_masks_out(
     before = (folder / "bundle" / "manifest.json").read_bytes()
     monkeypatch.setattr(bridge, "ADMITTED_FROM", 1.01)
 
-    found = bridge_bundle(
-        bundle,
-        cohort,
-        version="2",
-        segmenter=SegmenterSettings(network=network, threads=1),
-        place=place_in(folder, network),
-        progress=Silent(),
-    )
+    found = studied(bundle, cohort, folder, network, version="2")
 
     assert not found.admitted
     assert len(found.failing) == len(found.features)
@@ -174,14 +174,7 @@ def test_too_few_vertebrae_are_no_study(tmp_path: Path, cohort: Path, bundle: Bu
     short.write_text("\n".join(cohort.read_text().splitlines()[:11]) + "\n")
 
     with pytest.raises(FractureSweepError, match="needs 30 vertebrae under both masks; of 10 rows"):
-        bridge_bundle(
-            bundle,
-            short,
-            version="1",
-            segmenter=SegmenterSettings(network=network, threads=1),
-            place=place_in(tmp_path, network),
-            progress=Silent(),
-        )
+        studied(bundle, short, tmp_path, network, version="1")
 
 
 @pytest.mark.parametrize(("icc", "agrees"), [(0.8, True), (0.799, False), (None, False)])
@@ -206,15 +199,7 @@ def test_a_cohort_comes_out_under_automatic_masks_with_their_maker_named(
     settings = SegmenterSettings(network=network, threads=1)
     source = built_in_of(settings).note.source
 
-    found = mask_cohort(
-        cohort,
-        tmp_path,
-        segmenter=settings,
-        ingest=settings_with(Path("deploy/bundles/demo")).dicom_ingest,
-        repeated=2,
-        processes=1,
-        progress=Silent(),
-    )
+    found = masked(cohort, tmp_path, network)
 
     with found.path.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -229,15 +214,7 @@ def test_a_cohort_comes_out_under_automatic_masks_with_their_maker_named(
     assert 2 * (one & two).sum() / (one.sum() + two.sum()) > 0.9
     assert found.mean_dice > 0.9
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "masks").iterdir()}
-    again = mask_cohort(
-        cohort,
-        tmp_path,
-        segmenter=settings,
-        ingest=settings_with(Path("deploy/bundles/demo")).dicom_ingest,
-        repeated=2,
-        processes=1,
-        progress=Silent(),
-    )
+    again = masked(cohort, tmp_path, network)
     assert again == found
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "masks").iterdir()} == before
 
@@ -250,12 +227,4 @@ def test_given_masks_that_the_columns_do_not_describe_are_no_second_reading(
     table.write_text(cohort.read_text().replace(",verse,", ",own.json,"))
 
     with pytest.raises(FractureSweepError, match="say --repeated 0"):
-        mask_cohort(
-            table,
-            tmp_path,
-            segmenter=SegmenterSettings(network=network, threads=1),
-            ingest=settings_with(Path("deploy/bundles/demo")).dicom_ingest,
-            repeated=2,
-            processes=1,
-            progress=Silent(),
-        )
+        masked(table, tmp_path, network)

@@ -121,6 +121,12 @@ def step(value: Array, softness: float) -> Array:
     return np.asarray(np.clip(value / np.float32(softness) + np.float32(0.5), 0, 1), dtype=np.float32)
 
 
+def between(places: NDArray[np.floating], low: float, high: float) -> slice:
+    """Where ascending places lie from `low` to `high`; an empty slice where none does."""
+    inside = np.flatnonzero((places >= low) & (places <= high))
+    return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
+
+
 def bump(value: Array, width: float) -> Array:
     """1 at zero, falling off on both sides as a Gaussian of SD `width`."""
     return np.asarray(np.exp(np.float32(-0.5) * np.square(value / np.float32(width))), dtype=np.float32)
@@ -141,14 +147,27 @@ def _grid(patient: Patient, placed: Sequence[PlacedVertebra], half_width_mm: flo
     top = max(v.centre_zy[0] + v.half_zyx[0] for v in shown) + MARGIN_Z_MM
     bottom = min(v.centre_zy[0] - v.half_zyx[0] for v in shown) - MARGIN_Z_MM
     middle_y = float(np.mean([v.centre_zy[1] for v in shown]))
+    return table_grid(
+        patient,
+        z_mm=(bottom, top),
+        front_mm=middle_y - ANTERIOR_MM,
+        depth_mm=ANTERIOR_MM + POSTERIOR_MM,
+        half_width_mm=half_width_mm,
+    )
+
+
+def table_grid(
+    patient: Patient, *, z_mm: tuple[float, float], front_mm: float, depth_mm: float, half_width_mm: float
+) -> tuple[Geometry, float]:
+    """A grid of the patient's spacing around a part of the spine, and where z = 0 of the spine lies on the table."""
+    bottom, top = z_mm
     sz, sy, sx = patient.spacing_zyx
-    rows = round((ANTERIOR_MM + POSTERIOR_MM) / sy)
     columns = max(round(2 * half_width_mm / sx), 3)
     table_z = -float(patient.rng("table").uniform(200, 900))
     geometry = Geometry(
-        shape_zyx=(int(np.ceil((top - bottom) / sz)), rows, columns),
+        shape_zyx=(int(np.ceil((top - bottom) / sz)), round(depth_mm / sy), columns),
         spacing_zyx=patient.spacing_zyx,
-        origin_zyx=(round(table_z + bottom, 3), round(middle_y - ANTERIOR_MM, 3), round(-(columns - 1) / 2 * sx, 3)),
+        origin_zyx=(round(table_z + bottom, 3), round(front_mm, 3), round(-(columns - 1) / 2 * sx, 3)),
         direction_zyx=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
     )
     return geometry, table_z
@@ -212,9 +231,7 @@ class Canvas:
 
     def slices(self, low_mm: float, high_mm: float) -> slice:
         """The slices between two heights."""
-        z = self.z[:, 0, 0]
-        inside = np.flatnonzero((z >= low_mm) & (z <= high_mm))
-        return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
+        return between(self.z[:, 0, 0], low_mm, high_mm)
 
     def paint(self, where: slice, weight: Array, value: Array | float) -> None:
         """Blend a value in."""

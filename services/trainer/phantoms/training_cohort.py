@@ -88,7 +88,7 @@ def repeated_patients(cohort: PhantomCohort, test: frozenset[int]) -> frozenset[
 
 
 def write_training_cohort(
-    folder: Path, cohort: PhantomCohort, *, processes: int = 0, progress: Progress | None = None
+    folder: Path, cohort: PhantomCohort, *, processes: int = 0, progress: Progress = lambda done, total: None
 ) -> Path:
     """Write what is not there yet; returns the path of COHORT.csv, which is written last.
 
@@ -103,19 +103,11 @@ def write_training_cohort(
     jobs = {index: index in repeated for index in range(cohort.patients)}
     missing = [index for index, readers in jobs.items() if not _complete(folder, cohort, index, readers=readers)]
     done = cohort.patients - len(missing)
-    if progress is not None:
-        progress(done, cohort.patients)
-
-    def told() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, cohort.patients)
-
+    progress(done, cohort.patients)
     run_all(
         [partial(one, index, readers=jobs[index]) for index in missing],
         processes=processes or len(os.sched_getaffinity(0)),
-        told=told,
+        told=lambda more: progress(done + more, cohort.patients),
     )
     _write_aside(folder / READ_ME, _read_me(cohort))
     path = folder / COHORT_FILE

@@ -25,9 +25,11 @@ from services.trainer.phantoms.rendering import (
     Canvas,
     PlacedVertebra,
     Window,
+    between,
     bump,
     place_vertebrae,
     step,
+    table_grid,
 )
 from shared.fracture.volume import Geometry, Mask, Volume
 
@@ -102,30 +104,24 @@ def _spine_y(placed: list[PlacedVertebra], z: NDArray[np.floating]) -> NDArray[n
 
 
 def _grid(patient: Patient, placed: list[PlacedVertebra]) -> tuple[Geometry, float]:
-    sz, sy, sx = patient.spacing_zyx
-    top = _ABOVE_MM
-    bottom = placed[-1].centre_zy[0] + placed[-1].half_zyx[0] - SACRUM_MM
     ys = [vertebra.centre_zy[1] for vertebra in placed]
-    front, back = min(ys) - BEFORE_MM, max(ys) + BEHIND_MM
-    columns = round(2 * HALF_FIELD_MM / sx)
-    table_z = -float(patient.rng("table").uniform(200, 900))
-    geometry = Geometry(
-        shape_zyx=(int(np.ceil((top - bottom) / sz)), round((back - front) / sy), columns),
-        spacing_zyx=patient.spacing_zyx,
-        origin_zyx=(round(table_z + bottom, 3), round(front, 3), round(-(columns - 1) / 2 * sx, 3)),
-        direction_zyx=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+    front = min(ys) - BEFORE_MM
+    return table_grid(
+        patient,
+        z_mm=(placed[-1].centre_zy[0] + placed[-1].half_zyx[0] - SACRUM_MM, _ABOVE_MM),
+        front_mm=front,
+        depth_mm=max(ys) + BEHIND_MM - front,
+        half_width_mm=HALF_FIELD_MM,
     )
-    return geometry, table_z
 
 
 def _window(canvas: Canvas, vertebra: PlacedVertebra) -> Window:
     """The rows and columns that a vertebra is drawn into."""
-    y, x = canvas.y[0, :, 0], canvas.x[0, 0, :]
-    rows = np.flatnonzero(
-        (y >= vertebra.centre_zy[1] - ANTERIOR_MM) & (y <= vertebra.centre_zy[1] + _BACK_OF_VERTEBRA_MM)
+    y = vertebra.centre_zy[1]
+    return Window(
+        rows=between(canvas.y[0, :, 0], y - ANTERIOR_MM, y + _BACK_OF_VERTEBRA_MM),
+        columns=between(canvas.x[0, 0, :], -HALF_WIDTH_MM, HALF_WIDTH_MM),
     )
-    columns = np.flatnonzero(np.abs(x) <= HALF_WIDTH_MM)
-    return Window(rows=slice(int(rows[0]), int(rows[-1]) + 1), columns=slice(int(columns[0]), int(columns[-1]) + 1))
 
 
 def _organs(canvas: Canvas, around: Array) -> None:
@@ -192,8 +188,8 @@ def _tube(canvas: Canvas, path: NDArray[np.float64], *, radius: float) -> None:
     """A rod of bone along a path (n, 3; zyx, mm)."""
     where = canvas.slices(float(path[:, 0].min()) - radius - 2, float(path[:, 0].max()) + radius + 2)
     y, x = canvas.y[0, :, 0], canvas.x[0, 0, :]
-    rows = _between(y, float(path[:, 1].min()) - radius - 2, float(path[:, 1].max()) + radius + 2)
-    columns = _between(x, float(path[:, 2].min()) - radius - 2, float(path[:, 2].max()) + radius + 2)
+    rows = between(y, float(path[:, 1].min()) - radius - 2, float(path[:, 1].max()) + radius + 2)
+    columns = between(x, float(path[:, 2].min()) - radius - 2, float(path[:, 2].max()) + radius + 2)
     if any(part.stop <= part.start for part in (where, rows, columns)):
         return
     part = canvas.window(Window(rows=rows, columns=columns))
@@ -214,11 +210,6 @@ def _tube(canvas: Canvas, path: NDArray[np.float64], *, radius: float) -> None:
             ),
         )
     _bone(part, where, np.float32(radius) - away, 140.0)
-
-
-def _between(places: NDArray[np.floating], low: float, high: float) -> slice:
-    inside = np.flatnonzero((places >= low) & (places <= high))
-    return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
 
 
 def _sacrum(canvas: Canvas, first: PlacedVertebra) -> None:

@@ -11,12 +11,12 @@ from typing import Final, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from services.trainer.figures.figure_data import Cell, FigureData
 from services.trainer.figures.style import DTL_COLOUR, HCR_COLOUR, LIMIT_COLOUR, SOFT, light_grid, new_figure
 from services.trainer.segmentation.known_loss import KnownScan
+from services.trainer.segmentation.matching import matches
 from services.trainer.statistics.performance import wilson
 from shared.fracture.spine.chain import from_bodies, measured_chain
 from shared.fracture.spine.gate import GateSettings
@@ -26,8 +26,6 @@ from shared.fracture.volume import Mask
 MUST_BE_CALLED: Final = 0.30
 MUST_NOT_BE_CALLED: Final = 0.20
 HEIGHTS: Final = ("anterior", "middle", "posterior")
-_COVERED: Final = 0.5
-"""A body is found where one label covers this share of it."""
 
 Heights = tuple[float, float, float]
 Fate = Literal["found", "missed", "merged"]
@@ -122,16 +120,11 @@ def judged_bodies(
 ) -> list[JudgedBody]:
     """Each known body of a scan against what was found. `values`: level → value in `labels`, None where none is."""
     truth = scan.truth.voxels
-    found = np.zeros_like(truth) if labels is None else labels.voxels
+    found = matches(
+        {body.label: truth == body.label for body in scan.bodies},
+        np.zeros_like(truth) if labels is None else labels.voxels,
+    )
     of_value = {values[one.level]: one for one in findings if one.level in values}
-    covers: dict[int, int] = {}
-    for body in scan.bodies:
-        inside = found[truth == body.label]
-        counts = np.bincount(inside, minlength=1)
-        counts[0] = 0
-        best = int(counts.argmax())
-        if len(inside) and counts[best] >= _COVERED * len(inside) and best in of_value:
-            covers[body.label] = best
     rows = []
     for body in scan.bodies:
         row = {
@@ -143,18 +136,18 @@ def judged_bodies(
             "true_loss": round(body.loss, 4),
             "true_heights": true_heights.get(body.label),
         }
-        value = covers.get(body.label)
-        if value is None:
+        match = found.get(body.label)
+        if match is None or match.label not in of_value:
             rows.append(JudgedBody(**row, fate="missed"))
-        elif list(covers.values()).count(value) > 1:
+        elif match.merged:
             rows.append(JudgedBody(**row, fate="merged"))
         else:
-            one = of_value[value]
+            one = of_value[match.label]
             rows.append(
                 JudgedBody(
                     **row,
                     fate="found",
-                    dice=round(_dice(truth == body.label, found == value), 4),
+                    dice=round(match.dice, 4),
                     named=one.level,
                     loss=None if one.loss is None else one.loss.value,
                     decision=one.decision,
@@ -162,10 +155,6 @@ def judged_bodies(
                 )
             )
     return rows
-
-
-def _dice(one: NDArray[np.bool_], two: NDArray[np.bool_]) -> float:
-    return float(2 * (one & two).sum() / max(int(one.sum() + two.sum()), 1))
 
 
 def _heights(finding: Finding) -> Heights | None:

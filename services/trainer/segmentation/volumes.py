@@ -47,14 +47,10 @@ def make_volumes(
     missing = [n for n in range(count) if not all(path.exists() for path in paths(folder, n))]
     done = count - len(missing)
     progress(done, count)
-
-    def told() -> None:
-        nonlocal done
-        done += 1
-        progress(done, count)
-
     one = partial(_made, anatomies=tuple(anatomies), seed=seed, folder=folder)
-    run_all([partial(one, index) for index in missing], processes=processes, told=told)
+    run_all(
+        [partial(one, index) for index in missing], processes=processes, told=lambda more: progress(done + more, count)
+    )
 
 
 def read_volume(folder: Path, index: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
