@@ -155,7 +155,11 @@ def _masked(
     if series.volume is None or series.mask is None:
         return {}
     given = _bodies(series.mask.labels, series.mask.body)
-    bodies = {row.line: given == series.mask.levels[row.level] for row in image.rows if row.level in series.mask.levels}
+    bodies = {  # a level that VerSe has no value for (S1) cannot stand in the map, and is scored by nobody
+        row.line: given == series.mask.levels[row.level]
+        for row in image.rows
+        if row.level in series.mask.levels and row.level in _VALUE
+    }
     if path.exists():
         found = matches(bodies, sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkUInt8)))
         return {line: AutomaticMask(path=path, dice=match.dice) for line, match in found.items() if not match.merged}

@@ -85,13 +85,13 @@ def studied(bundle: Bundle, cohort: Path, folder: Path, network: Path, *, versio
     return bridge_bundle(bundle, cohort, version=version, place=place_in(folder, network), progress=Silent())
 
 
-def masked(cohort: Path, folder: Path, network: Path) -> MaskedCohort:
+def masked(cohort: Path, folder: Path, network: Path, *, repeated: int = 2) -> MaskedCohort:
     return mask_cohort(
         cohort,
         folder,
         segmenter=SegmenterSettings(network=network, threads=1),
         ingest=IngestSettings(),
-        repeated=2,
+        repeated=repeated,
         processes=1,
         progress=Silent(),
     )
@@ -228,3 +228,16 @@ def test_given_masks_that_the_columns_do_not_describe_are_no_second_reading(
 
     with pytest.raises(FractureSweepError, match="say --repeated 0"):
         masked(table, tmp_path, network)
+
+
+def test_a_level_that_verse_has_no_value_for_costs_its_own_rows_alone(
+    cohort: Path, network: Path, tmp_path: Path
+) -> None:
+    table = cohort.with_name("SACRAL.csv")
+    (cohort.parent / "sacral.json").write_text('{"20": "L1", "21": "L2", "22": "L3", "23": "L4", "24": "S1"}')
+    rows = cohort.read_text().replace(",verse,", ",sacral.json,").replace(",L5,", ",S1,").splitlines()
+    table.write_text("\n".join(rows[:11]) + "\n")
+
+    found = masked(table, tmp_path, network, repeated=0)
+
+    assert (found.rows, found.found) == (10, 8)
